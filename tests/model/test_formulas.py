@@ -1,0 +1,147 @@
+"""Every scheme on both bodies against its formula, written out independently in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from lrsweep.model import GPT, Probe
+from lrsweep.model.linear import SigmaReparam
+from lrsweep.schemes import rybakov
+from tests.model.reference import (
+    ALL_CASES,
+    ALL_RECIPES,
+    BODIES,
+    RECIPES,
+    SHAPE,
+    Reference,
+    build,
+    power_iteration,
+    random_double,
+    random_tokens,
+    weights_of,
+)
+
+CLOSE = {"rtol": 1e-9, "atol": 1e-9}
+
+
+def run_model(model: GPT, tokens: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Output of every block, and the logits."""
+    outputs: list[Tensor] = []
+    hooks = [b.register_forward_hook(lambda _m, _i, out: outputs.append(out[0])) for b in model.blocks]
+    logits, _ = model(tokens, Probe.OFF)
+    for hook in hooks:
+        hook.remove()
+    return outputs, logits
+
+
+def test_the_ten_rows_of_the_paper_are_the_ten_rows_registered() -> None:
+    assert [s.name for s in rybakov.SCHEMES] == list(RECIPES)
+
+
+@pytest.mark.parametrize(("name", "body"), ALL_CASES)
+def test_block_outputs_and_logits_equal_the_formula(name: str, body: str) -> None:
+    """All to 1e-9 in float64, with random gains, logits beyond the cap of 50, and the true σ in σReparam."""
+    model = random_double(name, body).eval()
+    tokens = random_tokens()
+    outputs, logits = run_model(model, tokens)
+    expected, expected_logits = Reference(ALL_RECIPES[name], body, weights_of(model), heads=SHAPE.n_heads).forward(
+        tokens
+    )
+    assert len(outputs) == SHAPE.n_layers
+    for output, block in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(output, block, **CLOSE)
+    torch.testing.assert_close(logits, expected_logits, **CLOSE)
+
+
+@pytest.mark.parametrize(("name", "body"), ALL_CASES)
+def test_gradients_equal_the_formula(name: str, body: str) -> None:
+    """The gradient of a random functional of the logits, by every parameter, relative to its largest entry."""
+    model = random_double(name, body).eval()
+    tokens, weights = random_tokens(), weights_of(model)
+    _, logits = run_model(model, tokens)
+    _, expected = Reference(ALL_RECIPES[name], body, weights, heads=SHAPE.n_heads).forward(tokens)
+    direction = torch.randn(logits.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    (logits * direction).sum().backward()
+    (expected * direction).sum().backward()
+    for key, parameter in model.named_parameters():
+        gradient, reference = parameter.grad, weights[key].grad
+        assert gradient is not None, key
+        assert reference is not None, key
+        assert reference.abs().max() > 0, key
+        torch.testing.assert_close(
+            gradient, reference, rtol=1e-7, atol=1e-9 * reference.abs().max().item(), msg=lambda m, k=key: f"{k}: {m}"
+        )
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_sigma_reparam_in_training_takes_one_step_of_power_iteration(body: str) -> None:
+    """W has moved off its start, so that u and v are not yet its singular vectors; two forwards, then a gradient."""
+    model = random_double("sigma_reparam", body).train()
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, SigmaReparam):
+                noise = torch.randn(module.weight.shape, generator=generator, dtype=torch.float64)
+                module.weight += noise / module.weight.shape[1] ** 0.5
+    tokens = random_tokens()
+    direction = torch.randn(2, SHAPE.seq_len, SHAPE.vocab_size, generator=generator, dtype=torch.float64)
+    for _ in range(2):
+        weights = weights_of(model)
+        model.zero_grad()
+        outputs, logits = run_model(model, tokens)
+        (logits * direction).sum().backward()
+        reference = Reference(RECIPES["sigma_reparam"], body, weights, heads=SHAPE.n_heads, trained=True)
+        expected, expected_logits = reference.forward(tokens)
+        (expected_logits * direction).sum().backward()
+        torch.testing.assert_close(outputs, expected, **CLOSE)
+        torch.testing.assert_close(logits, expected_logits, **CLOSE)
+        for key, parameter in model.named_parameters():
+            torch.testing.assert_close(parameter.grad, weights[key].grad, rtol=1e-7, atol=1e-7)
+        for key, buffer in model.named_buffers():
+            if key.endswith(".u"):
+                layer = key.removesuffix(".u")
+                u, v, _ = power_iteration(weights[f"{layer}.weight"], weights[f"{layer}.v"])
+                torch.testing.assert_close(buffer, u, **CLOSE)
+                torch.testing.assert_close(model.get_buffer(f"{layer}.v"), v, **CLOSE)
+    true = Reference(RECIPES["sigma_reparam"], body, weights, heads=SHAPE.n_heads).forward(tokens)[1]
+    assert (true - expected_logits).abs().max() > 1e-4, "power iteration has converged: this test tells nothing apart"
+
+
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("name", [n for n in RECIPES if n != "preln"])
+def test_the_weights_of_these_tests_tell_every_row_from_its_baseline(name: str, body: str) -> None:
+    """With the row's own change left out, the formula's logits differ by far more than the tolerance above."""
+    without = {"qk_fc_norm": "qknorm", "qknorm_cap": "qknorm"}.get(name, "preln")
+    weights, tokens = weights_of(random_double(name, body)), random_tokens()
+    if name == "qkv_norm":
+        weights |= {f"blocks.{i}.attn_norm.gain": torch.ones(SHAPE.d_model) for i in range(SHAPE.n_layers)}
+    with torch.no_grad():
+        with_it = Reference(RECIPES[name], body, weights, heads=SHAPE.n_heads).forward(tokens)[1]
+        without_it = Reference(RECIPES[without], body, weights, heads=SHAPE.n_heads).forward(tokens)[1]
+    assert (with_it - without_it).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_a_row_of_the_batch_depends_on_no_other(body: str) -> None:
+    """Two sequences together and one by one."""
+    model, tokens = random_double("qkv_norm", body).eval(), random_tokens()
+    together = model(tokens)[0]
+    for row in range(2):
+        torch.testing.assert_close(model(tokens[row : row + 1])[0], together[row : row + 1], **CLOSE)
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_a_shorter_sequence_is_a_prefix(body: str) -> None:
+    """The first 5 tokens alone give the logits they give within 12."""
+    model, tokens = random_double("soft_cap", body).eval(), random_tokens()
+    torch.testing.assert_close(model(tokens[:, :5])[0], model(tokens)[0][:, :5], **CLOSE)
+
+
+@pytest.mark.parametrize(("name", "body"), ALL_CASES)
+def test_fp32_agrees_with_float64(name: str, body: str) -> None:
+    """The model as it is used, in fp32, against the float64 formula at its initial weights."""
+    model, tokens = build(name, body).eval(), random_tokens()
+    expected = Reference(ALL_RECIPES[name], body, weights_of(model), heads=SHAPE.n_heads).forward(tokens)[1]
+    torch.testing.assert_close(model(tokens)[0].double(), expected, rtol=1e-5, atol=1e-6)
