@@ -1,0 +1,132 @@
+"""Divergence is a statement about level: the smoothed loss left its best, and did not set out to come back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lrsweep.detect.config import MIN_HISTORY, DetectorConfig
+from lrsweep.detect.records import Verdict
+from lrsweep.detect.robust import median, noise
+
+ENDING = 3
+"""Points of the shortest median: the fewest that outvote one outlier."""
+
+
+class Level:
+    """Follows the smoothed loss, its best, and the current excursion above that best.
+
+    An excursion is open while the gap between the two is above its line: ``margin``, or ``margin_sigmas`` of the
+    noise. Whenever the gap has come down to ``recovery`` of the height at which patience began, patience begins anew
+    from there: a decay of any size is waited for as long as it keeps that pace; a rise, a plateau or a decay that
+    stops is not.
+    """
+
+    def __init__(self, config: DetectorConfig) -> None:
+        self._config = config
+        self._steps: list[int] = []
+        self._losses: list[float] = []
+        self._level = 0.0
+        self._best: float | None = None
+        self._best_step = 0
+        self._line: float | None = None  # None while the gap is within the margin
+        self._onset = 0
+        self._peak = 0.0  # largest gap of this excursion
+        self._rung = 0.0  # gap from which recovery is measured; below the peak once the excursion recovers
+        self._points = 0  # points since that rung; 0 while no excursion is open
+
+    @property
+    def best(self) -> float | None:
+        """Lowest smoothed loss so far; None before there is one."""
+        return self._best
+
+    def update(self, step: int, loss: float) -> Verdict | None:
+        """Takes one finite loss; a verdict once the run has diverged."""
+        config = self._config
+        self._steps.append(step)
+        self._losses.append(loss)
+        if len(self._losses) > config.window:
+            del self._steps[0], self._losses[0]
+        # The loss at initialization is a level by itself; one point in mid-run may be an outlier.
+        if len(self._losses) < ENDING and step >= config.grace_steps:
+            return None
+        known = max(ENDING, len(self._losses) // 2)  # in a short fragment, half of it is the past
+        self._level = median(self._losses[-min(config.smooth, known) :])
+        if self._best is None or self._level < self._best:
+            self._best, self._best_step = self._level, step
+        gap = self._level - self._best
+        if gap <= config.margin:
+            self._line, self._points = None, 0
+            return None
+        self._line = self._lowered_line()
+        if gap <= self._line or step < config.grace_steps:
+            self._points = 0
+            return None
+        if not self._points:
+            self._peak, self._onset = 0.0, self._first_above(self._best + self._line)
+        if gap > self._peak:
+            self._peak = self._rung = gap
+        elif gap <= config.recovery * self._rung:
+            self._rung, self._points = gap, 0
+        self._points += 1
+        return self._diverged("") if self._points >= config.patience else None
+
+    def at_end(self) -> Verdict | None:
+        """A verdict if the run, ending here, ends up there and not on its way down.
+
+        Patience is a quarter of the points known: a fragment of five cannot be asked for twenty.
+        """
+        if self._points < max(1, len(self._losses) // 4):
+            return None
+        assert self._best is not None
+        assert self._line is not None
+        coming_back = self._level - self._best < self._rung < self._peak
+        lowest = min(self._losses[-1], median(self._losses[-ENDING:]))
+        if coming_back or lowest - self._best <= self._line:
+            return None
+        return self._diverged(", where the run ended")
+
+    def summary(self) -> str:
+        """Where the smoothed loss stands, for people."""
+        if self._best is None:
+            return "too few points to judge"
+        return f"smoothed loss {self._level:.4g}, best {self._best:.4g} at step {self._best_step}"
+
+    def _lowered_line(self) -> float:
+        """The line of the open excursion: falls as the curve quietens, but does not rise as a broken run gets noisy."""
+        enough = len(self._losses) >= MIN_HISTORY
+        line = max(self._config.margin, self._config.margin_sigmas * noise(self._losses) if enough else 0.0)
+        return line if self._line is None or len(self._losses) <= MIN_HISTORY else min(line, self._line)
+
+    def _first_above(self, height: float) -> int:
+        recent = zip(self._steps[-self._config.smooth :], self._losses[-self._config.smooth :], strict=True)
+        return next(step for step, loss in recent if loss > height)
+
+    def _diverged(self, ending: str) -> Verdict:
+        assert self._best is not None
+        step = self._steps[-1]
+        reason = (
+            f"smoothed loss {self._level:.4g} at step {step} is {self._level - self._best:.3g} nats above its best "
+            f"{self._best:.4g} of step {self._best_step}, without recovery for {self._points} points{ending}"
+        )
+        return Verdict("diverged", reason, self._onset, step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that :meth:`update` remembers, as JSON values."""
+        return {
+            "steps": list(self._steps),
+            "losses": list(self._losses),
+            "level": self._level,
+            "best": self._best,
+            "best_step": self._best_step,
+            "line": self._line,
+            "onset": self._onset,
+            "peak": self._peak,
+            "rung": self._rung,
+            "points": self._points,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over what :meth:`state_dict` gave."""
+        for name, value in state.items():
+            setattr(self, f"_{name}", list(value) if isinstance(value, list) else value)
