@@ -1,0 +1,70 @@
+"""The stability frontier: one row for each scheme, body and size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from lrsweep.analysis.bracket import walk
+from lrsweep.analysis.dose_response import fit_lr50
+from lrsweep.analysis.losses import best_point, lr_sensitivity, spikes_per_1k
+from lrsweep.analysis.outcomes import SCHEME_KEYS, Epsilon, epsilon_of, judge
+
+FRONTIER_COLUMNS = (
+    "scheme",
+    "body",
+    "size",
+    "epsilon",
+    "seeds",
+    "max_stable_lr",
+    "min_unstable_lr",
+    "lr50",
+    "lr50_lo",
+    "lr50_hi",
+    "best_loss",
+    "best_lr",
+    "lr_sensitivity",
+    "spikes_per_1k",
+)
+
+
+def frontier(trials: pd.DataFrame, epsilon: Epsilon) -> pd.DataFrame:
+    """The frontier with :data:`FRONTIER_COLUMNS`, sorted by scheme, body and size.
+
+    ``epsilon`` in nats; ``seeds`` counts those with a trial that is no error; ``max_stable_lr`` and
+    ``min_unstable_lr`` are the bracket of the seeds' vote (:func:`~lrsweep.analysis.bracket.walk`); ``lr50``,
+    ``lr50_lo`` and ``lr50_hi`` the fit to all outcomes but the undertrained, which tell nothing of the
+    frontier (:func:`~lrsweep.analysis.dose_response.fit_lr50`); ``best_loss`` and ``best_lr`` the lowest
+    point of the seed-mean curve; ``lr_sensitivity`` in nats; ``spikes_per_1k`` over 1,000 steps. Each is NaN
+    where its function says so.
+
+    Args:
+        trials: a table with the columns of :data:`lrsweep.store.TRIAL_COLUMNS`, in any order of rows.
+        epsilon: ε in nats, one number or one for each size.
+
+    Raises:
+        ValueError: ε is negative or NaN, or a size has none.
+    """
+    rows = []
+    for key, group in judge(trials, epsilon).groupby(SCHEME_KEYS, sort=True):
+        bracket = walk(group)
+        telling = group[~group["outcome"].isin(("undertrained", "error"))]
+        lr50 = fit_lr50(telling["lr"].to_numpy(dtype=float), telling["unstable"].to_numpy(dtype=np.bool_))
+        best = best_point(group)
+        rows.append(
+            (
+                *key,
+                epsilon_of(epsilon, str(key[2])),
+                group.loc[group["outcome"] != "error", "seed"].nunique(),
+                bracket.max_stable_lr,
+                bracket.min_unstable_lr,
+                lr50.median,
+                lr50.lo,
+                lr50.hi,
+                best.loss,
+                best.lr,
+                lr_sensitivity(group),
+                spikes_per_1k(group),
+            )
+        )
+    return pd.DataFrame(rows, columns=list(FRONTIER_COLUMNS))

@@ -1,0 +1,77 @@
+"""Where the frontier lies relative to the grid, and which learning rates to try next."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from lrsweep.analysis.outcomes import SCHEME_KEYS
+
+_EXTEND_BY = 3
+_REFINE_BY = 2
+_LONE_RATIO = math.sqrt(10)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GridAdvice:
+    """Learning rates that extend one scheme's grid, or refine its bracket."""
+
+    scheme: str
+    """Label of the scheme."""
+    body: str
+    """``gpt`` or ``llama``."""
+    size: str
+    """Name of the size preset."""
+    outside: Literal["above", "below"] | None
+    """``above`` the grid: no unstable LR; ``below``: no stable LR; None: bracketed, or nothing ran."""
+    lrs: tuple[float, ...]
+    """Ascending; empty if nothing ran, or if the bracket is too tight for a value of three digits inside."""
+
+
+def outside_grid(frontier: pd.DataFrame, trials: pd.DataFrame) -> tuple[GridAdvice, ...]:
+    """One advice for each row of ``frontier``, the grid being the LRs that ``trials`` tested for it.
+
+    Outside the grid its spacing is continued by three values on that side (half decades if it has one LR);
+    inside, two geometric points are laid into the bracket. Values are rounded to three digits.
+    """
+    ran = trials[trials["verdict"] != "error"]
+    grids = {key: np.unique(group["lr"]) for key, group in ran.groupby(SCHEME_KEYS)}
+    advice = []
+    rows = frontier[[*SCHEME_KEYS, "max_stable_lr", "min_unstable_lr"]].itertuples(index=False, name=None)
+    for scheme, body, size, max_stable, min_unstable in rows:
+        lrs = [float(lr) for lr in grids.get((scheme, body, size), ())]
+        outside, values = _advise(lrs, max_stable, min_unstable)
+        advice.append(GridAdvice(scheme=scheme, body=body, size=size, outside=outside, lrs=values))
+    return tuple(advice)
+
+
+def _advise(
+    lrs: list[float], max_stable: float, min_unstable: float
+) -> tuple[Literal["above", "below"] | None, tuple[float, ...]]:
+    if not lrs:
+        return None, ()
+    if math.isnan(min_unstable):
+        return "above", tuple(map(_round, _continue(lrs)))
+    if math.isnan(max_stable):
+        downward = _continue([1 / lr for lr in reversed(lrs)])
+        return "below", tuple(_round(1 / x) for x in reversed(downward))
+    inside = np.geomspace(max_stable, min_unstable, _REFINE_BY + 2)[1:-1]
+    return None, tuple(lr for lr in map(_round, inside) if max_stable < lr < min_unstable)
+
+
+def _continue(ascending: list[float]) -> list[float]:
+    """The next values by the last two ratios in turn: 1, 2, 4 and 1, 3, 10, 30 go on as they began."""
+    ratios = [b / a for a, b in pairwise(ascending)][-2:] or [_LONE_RATIO]
+    values = [ascending[-1]]
+    for i in range(_EXTEND_BY):
+        values.append(values[-1] * ratios[i % len(ratios)])
+    return values[1:]
+
+
+def _round(lr: float) -> float:
+    return float(f"{lr:.3g}")

@@ -1,0 +1,64 @@
+"""Which learning rates to try next."""
+
+import pandas as pd
+import pytest
+
+from lrsweep.analysis import GridAdvice, frontier, outside_grid
+
+
+def advise(trials: pd.DataFrame) -> GridAdvice:
+    (advice,) = outside_grid(frontier(trials, 0.25), trials)
+    return advice
+
+
+@pytest.mark.parametrize(
+    ("lrs", "more"),
+    [
+        ((0.1, 0.2, 0.4), (0.8, 1.6, 3.2)),
+        ((0.1, 0.3, 1.0, 3.0), (10.0, 30.0, 100.0)),
+        ((0.3, 1.0), (3.33, 11.1, 37.0)),
+        ((0.1,), (0.316, 1.0, 3.16)),
+    ],
+)
+def test_above_the_grid_its_spacing_goes_on(make_curve, lrs, more):
+    advice = advise(make_curve(dict.fromkeys(lrs, 2.0)))
+    assert advice.outside == "above"
+    assert advice.lrs == pytest.approx(more)
+
+
+@pytest.mark.parametrize(
+    ("lrs", "more"),
+    [
+        ((1e-3, 3e-3, 1e-2), (3e-5, 1e-4, 3e-4)),
+        ((0.1, 0.2), (0.0125, 0.025, 0.05)),
+        ((0.1,), (3.16e-3, 0.01, 0.0316)),
+    ],
+)
+def test_below_the_grid_too(make_curve, lrs, more):
+    advice = advise(make_curve(dict.fromkeys(lrs, "diverged")))
+    assert advice.outside == "below"
+    assert advice.lrs == pytest.approx(more)
+
+
+def test_a_bracket_is_refined_inside(make_curve):
+    advice = advise(make_curve({0.1: 2.0, 0.8: 3.0}))
+    assert advice.outside is None
+    assert advice.lrs == pytest.approx((0.2, 0.4))
+
+
+def test_a_bracket_tighter_than_three_digits_has_nothing_inside(make_curve):
+    assert advise(make_curve({0.1: 2.0, 0.1001: 3.0})).lrs == ()
+
+
+def test_an_lr_that_failed_is_not_of_the_grid(make_curve):
+    assert advise(make_curve({0.1: 2.0, 0.2: 2.0, 3.0: "error"})).lrs == pytest.approx((0.4, 0.8, 1.6))
+
+
+def test_nothing_ran(make_curve):
+    advice = advise(make_curve({0.1: "error"}))
+    assert (advice.outside, advice.lrs) == (None, ())
+
+
+def test_nothing_learned_asks_for_higher_lrs(make_curve):
+    # One LR that stalled, and none above it: too low as far as the sweep can tell.
+    assert advise(make_curve({1e-5: "stalled", 1e-4: "stalled"})).outside == "above"
