@@ -1,0 +1,7 @@
+"""One trial: the step, the schedule, the recorder."""
+
+from lrsweep.train.schedule import learning_rate
+from lrsweep.train.step import Engine, EngineKey
+from lrsweep.train.trial import Progress, error_row, run_trial
+
+__all__ = ["Engine", "EngineKey", "Progress", "error_row", "learning_rate", "run_trial"]

@@ -1,0 +1,229 @@
+"""The training step: forward, backward, clip, guard, AdamW and all statistics, with nothing that waits for the host.
+
+An :class:`Engine` serves every learning rate and seed of one model: batches, learning rates and the position within
+the interval are device tensors, and the statistics of an interval leave the device in one copy. On a GPU each block is
+compiled and the whole step is captured in a CUDA graph; elsewhere the same function runs eagerly.
+
+Legend: R steps of an interval, B batch, T sequence, N layers, S statistics a layer.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lrsweep.config import Body, ModelShape, TrainConfig, TrialSpec
+from lrsweep.model import GPT, Probe, init_weights, next_token_loss
+from lrsweep.schemes import Scheme
+
+SCALARS = ("loss", "grad_norm", "update_norm", "log_z", "skipped")
+"""Per-step statistics: training loss (nats), gradient norm before the clip, ‖Δθ‖/‖θ‖, mean log Z, 1 if guarded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Statistics of consecutive steps."""
+
+    scalars_RxS: NDArray[np.float32]
+    """Columns as :data:`SCALARS`."""
+    layers_RxNxS: NDArray[np.float32]
+    """Columns as ``Engine.stat_names``; NaN where not measured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineKey:
+    """What a compiled and captured step depends on; trials that agree on it share an engine."""
+
+    scheme: Scheme
+    body: Body
+    shape: ModelShape
+    train: TrainConfig
+    device: str
+    weight_decay: float
+
+    @classmethod
+    def of(cls, spec: TrialSpec) -> EngineKey:
+        """The key of a trial. Independent weight decay is λ/η_peak per unit of LR, so it depends on the peak."""
+        decay = spec.train.weight_decay
+        if spec.train.decay_mode == "independent":
+            decay /= spec.lr
+        return cls(
+            scheme=spec.scheme,
+            body=spec.body,
+            shape=spec.shape,
+            train=spec.train,
+            device=spec.device,
+            weight_decay=decay,
+        )
+
+
+class Engine:
+    """Model, optimizer and step of one :class:`EngineKey`.
+
+    Args:
+        key: what to build.
+        capture: compile the blocks and capture the step in a CUDA graph; None: on a GPU.
+    """
+
+    def __init__(self, key: EngineKey, *, capture: bool | None = None) -> None:
+        self.key = key
+        self.device = torch.device(key.device)
+        self._capture = self.device.type == "cuda" if capture is None else capture
+        with self.device:
+            self.model = GPT(key.scheme, key.body, key.shape)
+            interval, batch, seq = key.train.report_every, key.train.batch_size, key.shape.seq_len
+            self._batches_RxBxT = torch.zeros(interval, batch, seq + 1, dtype=torch.int32)
+            self._lrs_R = torch.zeros(interval)
+            self._position = torch.zeros(1, dtype=torch.int64)
+            self._scalars_RxS = torch.zeros(interval, len(SCALARS))
+            self._layers_RxNxS = torch.zeros(interval, key.shape.n_layers, len(self.model.stat_names))
+            self._lr = torch.zeros(())
+            self._before = [torch.empty_like(p) for p in self.model.parameters()]
+        self.stat_names = self.model.stat_names
+        self._parameters: list[Tensor] = list(self.model.parameters())
+        self._optimizer = self._build_optimizer()
+        self._graphs: dict[Probe, torch.cuda.CUDAGraph] = {}
+        self._loss: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = self.model.loss
+        if self._capture:
+            # A process that sweeps many schemes would pass dynamo's limit of compilations of one function; graphs
+            # captured before stay valid.
+            torch.compiler.reset()
+            for block in self.model.blocks:
+                block.compile()
+            self._loss = torch.compile(self.model.loss)
+
+    def _build_optimizer(self) -> torch.optim.AdamW:
+        train = self.key.train
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": [p for p in self._parameters if p.ndim >= 2], "weight_decay": self.key.weight_decay},
+                {"params": [p for p in self._parameters if p.ndim < 2], "weight_decay": 0.0},
+            ],
+            lr=self._lr,
+            betas=(train.beta1, train.beta2),
+            eps=train.eps,
+            fused=True,
+            capturable=self.device.type == "cuda",
+        )
+        # The fused kernel divides gradients by grad_scale and leaves everything untouched where found_inf is 1:
+        # clipping and the guard against non-finite steps cost no pass over memory and no word to the host.
+        optimizer.grad_scale = torch.ones((), device=self.device)  # type: ignore[attr-defined]
+        optimizer.found_inf = torch.zeros((), device=self.device)  # type: ignore[attr-defined]
+        return optimizer
+
+    def reset(self, seed: int) -> None:
+        """Initial weights of ``seed``, fresh optimizer; in place, so that a captured graph stays valid."""
+        init_weights(self.model, seed)
+        self.model.train()
+        for state in self._optimizer.state.values():
+            for value in state.values():
+                value.zero_()
+
+    def n_params(self) -> int:
+        """Number of parameters, embeddings included."""
+        return self.model.n_params()
+
+    def _autocast(self) -> torch.autocast:
+        # A capture must not reuse a cast that was cached outside it.
+        enabled = self.key.train.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
+
+    def _step(self, probe: Probe) -> None:
+        optimizer, position = self._optimizer, self._position
+        window_BxT = self._batches_RxBxT.index_select(0, position)[0].long()
+        self._lr.copy_(self._lrs_R.index_select(0, position)[0])
+        with self._autocast():
+            x_BxTxD, layers_NxS = self.model.hidden(window_BxT[:, :-1], probe)
+            loss, log_z = self._loss(x_BxTxD, window_BxT[:, 1:])
+        loss.backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+            finite = torch.isfinite(loss) & torch.isfinite(grad_norm)
+            optimizer.found_inf.copy_(~finite)  # type: ignore[attr-defined]
+            optimizer.grad_scale.copy_((grad_norm / self.key.train.clip).clamp(min=1.0))  # type: ignore[attr-defined]
+            torch._foreach_copy_(self._before, self._parameters)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            weight_norm = torch.nn.utils.get_total_norm(self._before)
+            torch._foreach_sub_(self._before, self._parameters)
+            update_norm = torch.nn.utils.get_total_norm(self._before) / weight_norm
+            scalars_S = torch.stack([loss, grad_norm, update_norm, log_z, (~finite).float()])
+            self._scalars_RxS.index_copy_(0, position, scalars_S[None])
+            if probe != Probe.OFF:
+                self._layers_RxNxS.index_copy_(0, position, layers_NxS[None])
+            position += 1
+
+    def _prepare(self, probe: Probe) -> None:
+        """Capture the step for ``probe``; the weights it trains on the way are put back."""
+        saved = [p.detach().clone() for p in (*self.model.parameters(), *self.model.buffers())]
+        moments = {p: {k: v.clone() for k, v in s.items()} for p, s in self._optimizer.state.items()}
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self._position.zero_()
+                self._step(probe)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._position.zero_()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._step(probe)
+        self._graphs[probe] = graph
+        with torch.no_grad():
+            for current, old in zip((*self.model.parameters(), *self.model.buffers()), saved, strict=True):
+                current.copy_(old)
+            for parameter, state in self._optimizer.state.items():
+                for name, value in state.items():
+                    old_state = moments.get(parameter)
+                    value.copy_(old_state[name]) if old_state else value.zero_()
+
+    def _run_step(self, probe: Probe) -> None:
+        if self._capture and probe not in self._graphs:
+            position = self._position.clone()
+            try:
+                self._prepare(probe)
+            except (RuntimeError, NotImplementedError) as error:
+                warnings.warn(f"step not captured, running it eagerly: {str(error).splitlines()[0]}", stacklevel=2)
+                self._capture = False
+            self._position.copy_(position)
+        if self._capture:
+            self._graphs[probe].replay()
+        else:
+            self._step(probe)
+
+    def run(self, batches_RxBxT: NDArray[np.integer], lrs: Sequence[float], probes: Sequence[Probe]) -> Interval:
+        """Train ``len(lrs)`` steps, at most ``report_every``, and fetch their statistics in one copy.
+
+        Args:
+            batches_RxBxT: token ids, T + 1 of them in a row: inputs and targets.
+            lrs: learning rate of each step.
+            probes: what to measure at each step.
+        """
+        n = len(lrs)
+        self._batches_RxBxT[:n].copy_(torch.from_numpy(batches_RxBxT.astype(np.int32)))
+        self._lrs_R[:n].copy_(torch.tensor(lrs))
+        self._layers_RxNxS.fill_(torch.nan)
+        self._position.zero_()
+        for probe in probes:
+            self._run_step(probe)
+        return Interval(self._scalars_RxS[:n].cpu().numpy().copy(), self._layers_RxNxS[:n].cpu().numpy().copy())
+
+    @torch.no_grad()
+    def evaluate(self, windows_WxT: NDArray[np.integer]) -> float:
+        """Mean loss in nats per token on fixed windows of T + 1 tokens; NaN or inf if the model has gone there."""
+        self.model.eval()
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        # Compiled blocks would compile once more for a pass without gradients that runs twice a trial.
+        with torch.compiler.set_stance("force_eager"), self._autocast():
+            for rows in np.array_split(windows_WxT, -(-len(windows_WxT) // self.key.train.batch_size)):
+                window = torch.from_numpy(rows.astype(np.int64)).to(self.device)
+                loss, _ = next_token_loss(self.model(window[:, :-1])[0], window[:, 1:])
+                total += loss.double() * len(rows)
+        self.model.train()
+        return total.item() / len(windows_WxT)
