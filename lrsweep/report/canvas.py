@@ -1,0 +1,127 @@
+"""Blank figures, axes of learning rates, and saving: what every figure shares.
+
+Figures are objects of their own; nothing here touches pyplot. The same input gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import ListedColormap, LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from numpy import linspace
+
+from lrsweep.report.labels import format_lr
+
+_STYLE: Any = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "legend.fontsize": 8,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "figure.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "svg.hashsalt": "lrsweep",
+    "pdf.fonttype": 42,
+}
+_DPI = 160
+_MOST_TICKS = 9
+
+LR_COLORS = ListedColormap(matplotlib.colormaps["viridis"](linspace(0, 0.9, 256)), name="lr")
+"""From the lowest LR, dark, to the highest; without the yellow that is lost on white."""
+
+
+def style() -> AbstractContextManager[None]:
+    """Within it figures are drawn and saved alike, whatever the user's own settings."""
+    return matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE})
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A blank figure in inches that lays itself out."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def lr_ticks(axis: Axis, lrs: Sequence[float]) -> None:
+    """Ticks at tested LRs: all of them, or evenly chosen ones if they are many."""
+    every = -(-len(lrs) // _MOST_TICKS)
+    shown = list(lrs)[::every]
+    axis.set_ticks(shown, labels=[format_lr(lr) for lr in shown])
+    axis.set_minor_locator(NullLocator())
+
+
+def lr_norm(lrs: Sequence[float]) -> LogNorm:
+    """From LR to the unit interval of :data:`LR_COLORS`."""
+    low, high = min(lrs), max(lrs)
+    return LogNorm(low, high) if low < high else LogNorm(low / 2, high * 2)
+
+
+def lr_limits(lrs: Sequence[float]) -> tuple[float, float]:
+    """Limits of a log axis that leave half a step beyond the tested LRs."""
+    ratio = (max(lrs) / min(lrs)) ** (0.5 / (len(lrs) - 1)) if len(lrs) > 1 else 2.0
+    return min(lrs) / ratio, max(lrs) * ratio
+
+
+def plain_log_axis(axis: Axis) -> None:
+    """Ticks at 1, 2 and 5 of each decade, or at the decades alone if they are many, as plain numbers."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=7))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: format_lr(x)))
+    axis.set_minor_locator(NullLocator())
+
+
+def note(axes: Axes, text: str) -> None:
+    """A remark in the middle of axes that hold nothing."""
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color="#777777")
+
+
+def save(figure: Figure, folder: Path, name: str) -> dict[str, Path]:
+    """Write ``name`` as SVG, PDF and PNG; suffix → path.
+
+    The layout is worked out once, and the canvases are asked directly: ``Figure.savefig`` would draw twice each time.
+    """
+    figure.dpi = _DPI
+    layout = figure.get_layout_engine()
+    if layout is not None:
+        layout.execute(figure)
+        figure.set_layout_engine("none")
+    paths = {}
+    for suffix, write in _WRITERS.items():
+        buffer = io.BytesIO()
+        figure.dpi = _DPI  # the vector canvases leave it at 72; it is the resolution of rasterised parts
+        write(figure, buffer)
+        paths[suffix] = folder / f"{name}.{suffix}"
+        replace_bytes(paths[suffix], buffer.getvalue())
+    return paths
+
+
+_WRITERS: dict[str, Callable[[Figure, io.BytesIO], None]] = {
+    "svg": lambda figure, to: FigureCanvasSVG(figure).print_svg(to, metadata={"Date": None}),  # type: ignore[no-untyped-call]
+    "pdf": lambda figure, to: FigureCanvasPdf(figure).print_pdf(to, metadata={"CreationDate": None}),  # type: ignore[no-untyped-call]
+    "png": lambda figure, to: FigureCanvasAgg(figure).print_png(to),  # type: ignore[no-untyped-call]
+}
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Replace ``path`` in one step, so that no reader sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)

@@ -1,0 +1,100 @@
+"""The figures of one section, in the order of the page, each with how to read it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+
+from matplotlib.figure import Figure
+
+from lrsweep.report.frontier_figures import draw_frontier, draw_losses, draw_tolerance
+from lrsweep.report.frontier_info import get_frontier_info, get_loss_info, get_tolerance_info
+from lrsweep.report.run_figures import draw_logits, draw_loss_curves, draw_norms
+from lrsweep.report.run_info import get_norm_info, get_runs_info
+from lrsweep.report.section import Section
+from lrsweep.store import ResultStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawing:
+    """A figure as the report shows it."""
+
+    name: str
+    """File name without suffix."""
+    heading: str
+    """What it shows."""
+    caption: str
+    """How to read it."""
+    folded: bool = False
+    """Whether the page shows it on demand only."""
+    figure: Figure
+    """The drawing."""
+
+
+def drawings(section: Section, store: ResultStore) -> Iterator[Drawing]:
+    """Every figure of ``section``; those whose records are not in the folder, or hold nothing, are left out."""
+    yield Drawing(
+        name="frontier",
+        heading="Largest stable learning rate",
+        caption="Bar: from the largest stable to the smallest unstable of the tested learning rates, by the vote of "
+        "the seeds. Dot and line: LR50, the learning rate with even odds of instability, and its 95% interval. "
+        "An arrow means that the frontier lies beyond the grid. Schemes whose intervals overlap are not told apart "
+        "by this sweep.",
+        figure=draw_frontier(get_frontier_info(section), section),
+    )
+    yield Drawing(
+        name="tolerance",
+        heading="Largest stable learning rate by tolerance",
+        caption="How the result depends on the threshold: a line tells the largest stable learning rate when final "
+        "losses up to ε above the scheme's best count as stable. A ranking that holds for every ε needs no "
+        "threshold. Lines at the same learning rate are drawn a little apart.",
+        figure=draw_tolerance(get_tolerance_info(section), section),
+    )
+    yield Drawing(
+        name="loss_vs_lr",
+        heading="Final held-out loss by learning rate",
+        caption="Thick: mean over seeds; thin: each seed. Hollow markers are unstable trials, those in the band on "
+        "top ended without a final loss (one mark a seed). The flatter a curve on the right, the less it costs "
+        "to miss the best learning rate.",
+        figure=draw_losses(get_loss_info(section), section),
+    )
+    steps = cache(store.steps)
+    with_steps = _recorded(section, store, "steps")
+    losses = get_runs_info(with_steps, steps, "loss")
+    if losses.panels:
+        yield Drawing(
+            name="loss_curves",
+            heading="Training loss of every trial",
+            caption="Colour is the learning rate. A mark at the end names an unstable outcome; curves without one "
+            "are stable or undertrained. Curves that leave through the top end in a mark at the edge.",
+            figure=draw_loss_curves(losses, section),
+        )
+    logits = get_runs_info(with_steps, steps, "logit_max")
+    if logits.panels:
+        yield Drawing(
+            name="logits",
+            heading="Largest attention logit",
+            caption="The largest logit of any layer and head, before a cap, where it was measured. In the schemes "
+            "without a norm on queries and keys it grows without bound as the learning rate passes the frontier.",
+            figure=draw_logits(logits, section),
+        )
+    with_layers = _recorded(section, store, "layers")
+    for scheme in with_layers.schemes:
+        norms = get_norm_info(with_layers, store.layers, scheme)
+        if norms.columns:
+            yield Drawing(
+                name=f"norms-{re.sub(r'[^A-Za-z0-9_.+-]', '_', scheme)}",
+                heading=f"Layer-output norms of {scheme}",
+                caption="RMS over tokens of the L2 norm of each layer's output, one seed a column; a row shares its "
+                "axis. Beyond the frontier the norms of QKV, Proj and FC2 grow faster, and unevenly over the layers.",
+                folded=True,
+                figure=draw_norms(norms, section),
+            )
+
+
+def _recorded(section: Section, store: ResultStore, kind: str) -> Section:
+    """The section with only the trials that have a file of that kind."""
+    there = {path.stem for path in (store.root / kind).glob("*.parquet")}
+    return replace(section, trials=section.trials[section.trials["trial"].isin(there)])

@@ -1,0 +1,62 @@
+"""One look for each scheme, the same in every figure and whatever subset of schemes is shown.
+
+Colours are of the Okabe-Ito and Paul Tol sets, which readers with colour-vision deficiency can tell apart;
+with more schemes than such colours, marker and line style tell the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+LineStyle = Literal["-", "--", "-.", ":"]
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How one scheme is drawn."""
+
+    color: str
+    """Hex RGB."""
+    marker: str
+    """Matplotlib marker."""
+    linestyle: LineStyle
+    """Matplotlib line style."""
+
+
+_KNOWN = {
+    "preln": Style("#000000", "o", "-"),
+    "soft_temp": Style("#882255", "s", "--"),
+    "soft_clip": Style("#888888", "D", ":"),
+    "sigma_reparam": Style("#E69F00", "^", "-."),
+    "layerscale": Style("#999933", "v", "--"),
+    "soft_cap": Style("#56B4E9", "*", "-."),
+    "qknorm": Style("#0072B2", "p", "-"),
+    "qk_fc_norm": Style("#CC79A7", "h", "--"),
+    "qkv_norm": Style("#D55E00", "<", "-"),
+    "qknorm_cap": Style("#009E73", ">", "--"),
+}
+
+_OTHER_COLORS = ("#332288", "#117733", "#AA4499", "#44AA99", "#661100", "#DDAA33")
+_OTHER_MARKERS = ("o", "s", "D", "^", "v", "p", "*", "h", "<", ">")
+_OTHER_LINESTYLES: tuple[LineStyle, ...] = ("-", "--", "-.", ":")
+
+
+def style_of(scheme: str) -> Style:
+    """The look of a scheme: fixed for the known ones, by a hash of the name for any other."""
+    if scheme in _KNOWN:
+        return _KNOWN[scheme]
+    color, marker, linestyle = hashlib.sha256(scheme.encode()).digest()[:3]
+    return Style(
+        _OTHER_COLORS[color % len(_OTHER_COLORS)],
+        _OTHER_MARKERS[marker % len(_OTHER_MARKERS)],
+        _OTHER_LINESTYLES[linestyle % len(_OTHER_LINESTYLES)],
+    )
+
+
+def in_order(schemes: Iterable[str]) -> list[str]:
+    """Each scheme once: the known ones from the baseline on, then the others by name."""
+    known = list(_KNOWN)
+    return sorted(set(schemes), key=lambda s: (known.index(s) if s in _KNOWN else len(known), s))
