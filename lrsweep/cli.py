@@ -1,0 +1,208 @@
+"""The command line. Whatever is heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import tyro
+
+import lrsweep
+from lrsweep.config import SweepConfig, read_config_file
+from lrsweep.errors import UserError
+
+DONE, USAGE, TRIAL_ERRORS, OUTSIDE_GRID, INTERRUPTED = 0, 2, 3, 4, 130
+
+
+def _shown(metavar: str) -> Any:
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep(SweepConfig):
+    """Train GPT proxies over a learning-rate grid and find the largest stable LR of each scheme.
+
+    Exit code 0 when done, 2 for a usage error, 3 if trials ended in an error, 4 if the frontier lies outside the
+    grid, 130 when interrupted. The same command goes on with an interrupted sweep.
+    """
+
+    config: Annotated[Path | None, _shown("FILE.toml")] = None
+    """File of settings; flags go over it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(SweepConfig):
+    """Train one trial in this process: one scheme, one learning rate."""
+
+    config: Annotated[Path | None, _shown("FILE.toml")] = None
+    """File of settings; flags go over it."""
+    lr: Annotated[float | None, _shown("X")] = None
+    """Peak learning rate."""
+    seed: Annotated[int, _shown("N")] = 0
+    """Seed of the initial weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportCommand:
+    """Make tables, figures and the page of a result folder anew."""
+
+    folder: Annotated[Path, tyro.conf.Positional, _shown("FOLDER")]
+    """Result folder of a sweep."""
+    epsilon: Annotated[float | None, _shown("X")] = None
+    """Nats above the best sibling from which a final loss counts as degraded; default: the sweep's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schemes:
+    """List the schemes, or show one."""
+
+    name: Annotated[str | None, tyro.conf.Positional, _shown("[NAME]")] = None
+    """Scheme to show."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """Say what this machine offers a sweep, and what is missing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Measure the step and the cost of the probes, as ratios of paired runs."""
+
+    arch: Annotated[tuple[str, ...], _shown("NAME [NAME ...]")] = ("preln", "qknorm_cap")
+    """Schemes to time."""
+    body: Annotated[str, _shown("NAME")] = "gpt"
+    """Transformer body."""
+    size: Annotated[str | None, _shown("NAME")] = None
+    """Size preset; default 0.2m on a CPU, 10m on a GPU."""
+    rounds: Annotated[int, _shown("N")] = 15
+    """Paired rounds; each runs every variant once."""
+    out: Annotated[Path | None, _shown("FILE.json")] = None
+    """Where to save the figures, with hardware and versions."""
+
+
+Command = Sweep | Train | ReportCommand | Schemes | Doctor | Bench
+_COMMANDS: dict[str, Callable[..., Any]] = {
+    "sweep": Sweep,
+    "train": Train,
+    "report": ReportCommand,
+    "schemes": Schemes,
+    "doctor": Doctor,
+    "bench": Bench,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of the ``lrsweep`` command; never returns."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv == ["--version"]:
+        print(f"lrsweep {lrsweep.__version__}")
+        sys.exit(DONE)
+    command: Command = tyro.extras.subcommand_cli_from_dict(
+        _COMMANDS,
+        prog="lrsweep",
+        description="Learning-rate stability sweeps for GPT pre-training.",
+        args=argv,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    try:
+        code = _run(command, argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = USAGE
+    except BrokenPipeError:
+        # Whoever read our output has left; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = DONE
+    sys.exit(code)
+
+
+def _run(command: Command, argv: Sequence[str]) -> int:
+    match command:
+        case Sweep():
+            return _sweep(command, argv)
+        case Train():
+            return _train(command, argv)
+        case ReportCommand():
+            return _report(command)
+        case Schemes():
+            from lrsweep.describe import print_schemes
+
+            return print_schemes(command.name)
+        case Doctor():
+            from lrsweep.sweep.doctor import print_diagnosis
+
+            return print_diagnosis()
+        case Bench():
+            from lrsweep.bench import run_bench
+
+            return run_bench(command.arch, command.body, command.size, rounds=command.rounds, out=command.out)
+
+
+def _settings(command: Sweep | Train, argv: Sequence[str]) -> SweepConfig:
+    """Flags over file over defaults."""
+    names = [f.name for f in fields(SweepConfig)]
+    given = {name for name in names if any(a.split("=")[0] in _spellings(name) for a in argv)}
+    for name in given:
+        if getattr(command, name) == ():
+            raise UserError(f"--{name} is empty; give at least one value, or leave the flag out")
+    base = SweepConfig(**(read_config_file(command.config) if command.config else {}))
+    return replace(base, **{name: getattr(command, name) for name in given})
+
+
+def _spellings(name: str) -> tuple[str, str]:
+    return f"--{name}", f"--{name.replace('_', '-')}"
+
+
+def _sweep(command: Sweep, argv: Sequence[str]) -> int:
+    from rich.console import Console
+
+    from lrsweep.sweep import make_plan, run_sweep
+    from lrsweep.sweep.closing import print_outcome
+
+    config = _settings(command, argv)
+    console = Console(soft_wrap=not sys.stdout.isatty())
+    try:
+        plan = make_plan(config)
+        report = run_sweep(plan, console)
+    except KeyboardInterrupt:
+        console.print("\ninterrupted; finished trials are kept, the same command goes on:")
+        console.print(f"  {plan_command(config)}", highlight=False, markup=False, soft_wrap=True)
+        return INTERRUPTED
+    if report is None:
+        return DONE
+    return print_outcome(plan, report, console)
+
+
+def plan_command(config: SweepConfig) -> str:
+    """The command that asks for ``config`` again."""
+    from lrsweep.sweep.run import command_for
+
+    return command_for(config)
+
+
+def _train(command: Train, argv: Sequence[str]) -> int:
+    from rich.console import Console
+
+    from lrsweep.sweep.one import train_one
+
+    config = _settings(command, argv)
+    if command.lr is None:
+        raise UserError("--lr is missing; give the peak learning rate, for example --lr 3e-3")
+    return train_one(replace(config, lrs=(command.lr,)), command.seed, Console(soft_wrap=not sys.stdout.isatty()))
+
+
+def _report(command: ReportCommand) -> int:
+    from rich.console import Console
+
+    from lrsweep.sweep.closing import report_folder
+
+    return report_folder(command.folder, command.epsilon, Console(soft_wrap=not sys.stdout.isatty()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""What a sweep says at its end: the table, where the plots are, and what to run next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+
+from lrsweep.analysis import GridAdvice
+from lrsweep.config import SweepConfig
+from lrsweep.errors import UserError
+from lrsweep.report import Report, write_report
+from lrsweep.report.tables import frontier_text, to_rich
+from lrsweep.store import ResultStore
+from lrsweep.sweep.plan import Plan
+from lrsweep.sweep.run import command_for, relative
+
+DONE, TRIAL_ERRORS, OUTSIDE_GRID = 0, 3, 4
+
+
+def next_commands(plan: Plan, advice: tuple[GridAdvice, ...]) -> list[tuple[str, str]]:
+    """(why, command) for each group of schemes that want the same further LRs; those outside the grid first."""
+    groups: dict[tuple[str | None, str, str, tuple[float, ...]], list[str]] = {}
+    for a in sorted(advice, key=lambda a: a.outside is None):
+        if a.lrs:
+            groups.setdefault((a.outside, a.body, a.size, a.lrs), []).append(a.scheme)
+    commands = []
+    for (outside, body, size, lrs), schemes in groups.items():
+        names = ", ".join(schemes)
+        why = f"{names}: the frontier lies {outside} the grid; extend it" if outside else f"{names}: narrow the bracket"
+        config: SweepConfig = plan.config
+        command = command_for(
+            config, arch=tuple(schemes), body=(body,), size=(size,), lrs=lrs, out=str(relative(plan.out))
+        )
+        commands.append((why, command))
+    return commands
+
+
+def print_outcome(plan: Plan, report: Report, console: Console) -> int:
+    """Print the table, the paths and the next command; returns the exit code."""
+    _print_report(report, plan.out, console)
+    commands = next_commands(plan, report.advice)
+    if commands:
+        console.print("\nnext", style="bold")
+        for why, command in commands:
+            console.print(f"  {why}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"    {command}", highlight=False, markup=False, soft_wrap=True)
+    if report.errors:
+        trials = ResultStore(plan.out).trials()
+        reason = trials.loc[trials["verdict"] == "error", "reason"].iloc[0]
+        console.print(
+            f"\n{report.errors} trial(s) ended in an error and are left out, the first: {reason}; "
+            "the same command runs them again",
+            style="red", highlight=False, markup=False, soft_wrap=True,
+        )  # fmt: skip
+        return TRIAL_ERRORS
+    return OUTSIDE_GRID if any(a.outside for a in report.advice) else DONE
+
+
+def _print_report(report: Report, folder: Path, console: Console) -> None:
+    console.print()
+    console.print(to_rich(frontier_text(report.frontier), title="Largest stable learning rate"))
+    console.print(f"page   {relative(folder)}/report/index.html", highlight=False, soft_wrap=True)
+    console.print(f"plots  {relative(folder)}/report/*.svg, .pdf, .png", highlight=False, soft_wrap=True)
+    console.print(f"table  {relative(folder)}/frontier.csv, .md, .tex", highlight=False, soft_wrap=True)
+
+
+def report_folder(folder: Path, epsilon: float | None, console: Console) -> int:
+    """Make the report of ``folder`` anew, with its own ε or another; returns the exit code.
+
+    Raises:
+        UserError: it is not a result folder, it holds no finished trial, or ε is not above 0.
+    """
+    if epsilon is not None and not epsilon > 0:
+        raise UserError(f"--epsilon must be above 0 nats, got {epsilon:g}")
+    store = ResultStore(folder)
+    manifest = store.read_manifest()
+    if manifest is None:
+        raise UserError(f"{folder} is not a result folder (no manifest.json); name one that `lrsweep sweep` wrote")
+    if not store.rows():
+        raise UserError(f"{folder} holds no finished trial yet; run its sweep first: {manifest['command']}")
+    own: Mapping[str, float] = {size: entry["epsilon"] for size, entry in manifest["sizes"].items()}
+    report = write_report(store, epsilon=epsilon or own)
+    _print_report(report, folder.absolute(), console)
+    return DONE

@@ -1,0 +1,109 @@
+"""What a run ran on: versions and hardware for the manifest, and whether a size fits."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import lrsweep
+from lrsweep.config import TrialSpec
+from lrsweep.errors import UserError
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that can change a number."""
+    found = {"python": platform.python_version(), "lrsweep": lrsweep.__version__}
+    for name in ("torch", "ray", "numpy", "pandas", "pyarrow", "tokenizers"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, memory and GPUs."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": gpus,
+        "platform": platform.platform(),
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def git_sha() -> str | None:
+    """Commit of the lrsweep checkout, with ``+`` where files differ from it; None outside one."""
+    root = Path(lrsweep.__file__).parent.parent
+    git = ["git", "-C", str(root)]
+    try:
+        sha = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return sha + ("+" if changed else "")
+
+
+def command_line() -> str:
+    """The command that started this process, as a user would type it."""
+    import shlex
+
+    return shlex.join(["lrsweep", *sys.argv[1:]])
+
+
+def memory_needed(spec: TrialSpec) -> int:
+    """Bytes that one trial needs, roughly and rather too many.
+
+    Parameters count 24 bytes: weight, gradient, two moments, the copy that gives the update norm, one to spare.
+    Activations count what autograd keeps of a block and of the logits; scores that need it, their T × T matrices.
+    """
+    import torch
+
+    from lrsweep.model import GPT
+
+    with torch.device("meta"):
+        n_params = GPT(spec.scheme, spec.body, spec.shape).n_params()
+    shape, bytes_each = spec.shape, 4 if spec.train.precision == "fp32" else 2
+    tokens = spec.train.batch_size * shape.seq_len
+    materialised = spec.scheme.logit_cap is not None or spec.scheme.prob_clip is not None
+    scores = 4 * shape.n_heads * shape.seq_len * 4 if materialised else 0
+    activations = tokens * (shape.n_layers * (34 * shape.d_model * bytes_each + scores) + 3 * shape.vocab_size * 4)
+    return 24 * n_params + activations
+
+
+def check_memory(spec: TrialSpec, jobs: int) -> None:
+    """UserError if ``jobs`` such trials at a time need more memory than is free."""
+    import torch
+
+    if spec.device == "cuda":
+        free, where = min(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())), "the GPU"
+        per_process = 1 << 29
+    else:
+        free, where = psutil.virtual_memory().available, "this machine"
+        per_process = 1 << 29
+    needed = jobs * (memory_needed(spec) + per_process)
+    if needed > free:
+        raise UserError(
+            f"--size {spec.size}: {jobs} trial(s) at a time need about {needed / 2**30:.1f} GiB, {where} has "
+            f"{free / 2**30:.1f} GiB free; lower --jobs or --batch-size, or choose a smaller --size"
+        )

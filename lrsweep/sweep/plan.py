@@ -1,0 +1,172 @@
+"""From what a user asks for to the list of trials: schemes × bodies × sizes × seeds × learning rates."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from lrsweep.config import (
+    TRAIN_FLAGS,
+    DataConfig,
+    SizePreset,
+    SweepConfig,
+    TrialSpec,
+    check_lrs,
+    find_body,
+    find_size,
+)
+from lrsweep.corpus import Corpus, load_corpus
+from lrsweep.errors import UserError
+from lrsweep.schemes import Scheme, all_schemes, find
+
+Device = Literal["cpu", "cuda"]
+DEFAULT_SIZE: dict[Device, str] = {"cpu": "0.2m", "cuda": "10m"}
+"""The size that fits a machine with this device."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything a sweep will do."""
+
+    config: SweepConfig
+    """What was asked for, with names resolved."""
+    specs: tuple[TrialSpec, ...]
+    """The trials, those of one scheme together."""
+    corpora: dict[str, Corpus]
+    """Tokens of each size."""
+    epsilon: dict[str, float]
+    """ε of each size, in nats."""
+    out: Path
+    """Result folder, absolute."""
+    device: Device
+    """Where the trials run."""
+
+    def frozen_fields(self) -> dict[str, Any]:
+        """What must agree for two runs to share a folder, by dotted name; the axes of the sweep may grow."""
+        fixed: dict[str, Any] = {"device": self.device}
+        for spec in self.specs:
+            groups = {
+                f"train.{spec.size}": {k: v for k, v in asdict(spec.train).items() if k != "report_every"},
+                f"shape.{spec.size}": asdict(spec.shape),
+                f"data.{spec.size}": {"tokenizer": spec.data.tokenizer, "hash": spec.data.data_hash},
+                f"scheme.{spec.scheme.name}": spec.scheme.build_fields(),
+            }
+            for group, values in groups.items():
+                fixed |= {f"{group}.{name}": value for name, value in values.items()}
+        return fixed
+
+
+def resolve_device(wanted: str) -> Device:
+    """``auto`` is a GPU where there is one. UserError if ``cuda`` is asked for and absent."""
+    import torch
+
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise UserError("--device cuda: no CUDA GPU is visible; use --device cpu, or see `lrsweep doctor`")
+    return "cuda" if available and wanted != "cpu" else "cpu"
+
+
+def find_schemes(names: tuple[str, ...]) -> tuple[Scheme, ...]:
+    """The schemes of these names, each once, ``all`` being every registered one."""
+    if not names:
+        raise UserError("--arch is missing; name one or more schemes (see `lrsweep schemes`), or all")
+    if any(name.casefold() == "all" for name in names):
+        return all_schemes()
+    return tuple({scheme.name: scheme for scheme in map(find, names)}.values())
+
+
+def make_plan(config: SweepConfig) -> Plan:
+    """Resolve names, presets and data.
+
+    Raises:
+        UserError: anything wrong with what was asked for; nothing has been written but the token cache.
+    """
+    schemes = find_schemes(config.arch)
+    bodies = tuple(dict.fromkeys(map(find_body, config.body)))
+    if not bodies:
+        raise UserError("--body is empty; use gpt, llama or both")
+    if config.lrs:
+        check_lrs(config.lrs)
+    if config.seeds is not None and config.seeds < 1:
+        raise UserError(f"--seeds must be at least 1, got {config.seeds}")
+    if config.jobs is not None and config.jobs < 1:
+        raise UserError(f"--jobs must be at least 1, got {config.jobs}")
+    if config.epsilon is not None and not config.epsilon > 0:
+        raise UserError(f"--epsilon must be above 0 nats, got {config.epsilon:g}")
+    sizes_asked = tuple(map(find_size, config.size))
+    device = resolve_device(config.device)
+    sizes = tuple({s.name: s for s in sizes_asked or (find_size(DEFAULT_SIZE[device]),)}.values())
+    names = replace(
+        config,
+        arch=tuple(s.name for s in schemes),
+        body=bodies,
+        size=tuple(s.name for s in sizes),
+    )
+    out = Path(config.out or Path("results") / default_name(names)).absolute()
+    check_writable(out)
+
+    specs: list[TrialSpec] = []
+    corpora: dict[str, Corpus] = {}
+    epsilon: dict[str, float] = {}
+    for size in sizes:
+        overrides = {n: getattr(config, n) for n in TRAIN_FLAGS if getattr(config, n) is not None}
+        train = size.train_config(**overrides, precision="bf16" if device == "cuda" else "fp32")
+        corpus = _load(size, config, train.batch_size, train.heldout_tokens)
+        data = DataConfig(
+            path=config.data,
+            text_column=config.text_column,
+            tokenizer=corpus.tokenizer,
+            data_hash=corpus.data_hash,
+        )
+        corpora[size.name] = corpus
+        by_bytes = corpus.tokenizer == "bytes"
+        epsilon[size.name] = config.epsilon or (0.25 if by_bytes else 0.5)
+        specs.extend(
+            TrialSpec(
+                scheme=scheme,
+                body=body,
+                size=size.name,
+                shape=replace(size.shape, vocab_size=corpus.vocab_size),
+                train=train,
+                data=data,
+                device=device,
+                lr=lr,
+                seed=seed,
+            )
+            for body in bodies
+            for scheme in schemes
+            for seed in range(config.seeds or size.seeds)
+            for lr in check_lrs(config.lrs or size.lrs)
+        )
+    return Plan(config=names, specs=tuple(specs), corpora=corpora, epsilon=epsilon, out=out, device=device)
+
+
+def _load(size: SizePreset, config: SweepConfig, batch_size: int, heldout_tokens: int) -> Corpus:
+    shape = size.shape
+    return load_corpus(
+        config.data,
+        tokenizer="bytes" if size.byte_tokens else shape.vocab_size,
+        scale="large" if shape.vocab_size > 4096 else "small",
+        text_column=config.text_column,
+        min_train_tokens=batch_size * shape.seq_len + 1,
+        min_heldout_tokens=min(heldout_tokens, 8 * shape.seq_len) + 1,
+    )
+
+
+def default_name(config: SweepConfig) -> str:
+    """Folder name of a sweep whose names are resolved."""
+    archs = "all" if len(config.arch) == len(all_schemes()) else "+".join(config.arch)
+    name = "-".join([archs, "+".join(config.body), "+".join(config.size)])
+    return re.sub(r"[^\w.+-]", "_", name)
+
+
+def check_writable(out: Path) -> None:
+    """UserError if ``out`` is a file, or it or its nearest existing parent cannot be written."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; name a folder")
+    parent = next(p for p in (out, *out.parents) if p.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
+        raise UserError(f"--out {out}: no permission to write in {parent}; name another folder")

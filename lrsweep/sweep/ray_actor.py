@@ -1,0 +1,59 @@
+"""The two ends of a sweep on Ray Tune: the worker that trains, and the callback that hears of it.
+
+Imported only once the environment of :mod:`.ray_executor` is set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from lrsweep.config import TrialSpec
+from lrsweep.corpus import Corpus
+from lrsweep.store import ResultStore
+from lrsweep.sweep.local import TrialRunner
+from lrsweep.train import Progress
+
+
+class Actor(tune.Trainable):
+    """A worker that runs one trial after another, so that a compiled step is used again; a step is an interval."""
+
+    def setup(  # type: ignore[override]
+        self, config: dict[str, str], specs: dict[str, TrialSpec], corpora: dict[str, Corpus], root: Path
+    ) -> None:
+        self._specs = specs
+        self._runner = TrialRunner(corpora, ResultStore(root))
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, str]) -> bool:
+        self._reports = self._runner.run(self._specs[new_config["trial"]])
+        return True
+
+    def step(self) -> dict[str, Any]:
+        progress = next(self._reports)
+        return {"progress": progress, "done": progress.row is not None}
+
+
+class Reporter(tune.Callback):
+    """Passes on, in the driver, what the workers report."""
+
+    def __init__(
+        self, on_progress: Callable[[str, Progress], None] | None = None, on_lost: Callable[[str], None] | None = None
+    ) -> None:
+        self._on_progress = on_progress
+        self._on_lost = on_lost
+
+    def __reduce__(self) -> tuple[type[Reporter], tuple[()]]:
+        # Tune pickles its callbacks for a restore that lrsweep does from its own files instead.
+        return Reporter, ()
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
+        assert self._on_progress is not None
+        self._on_progress(trial.config["trial"], result["progress"])
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+        assert self._on_lost is not None
+        self._on_lost(trial.config["trial"])

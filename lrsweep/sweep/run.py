@@ -1,0 +1,278 @@
+"""A whole sweep: announce, resume, execute, record, report."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shlex
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from lrsweep.config import SweepConfig, TrialSpec
+from lrsweep.errors import UserError
+from lrsweep.report import Report, write_report
+from lrsweep.store import SCHEMA_VERSION, ResultStore
+from lrsweep.sweep.display import Display, duration
+from lrsweep.sweep.machine import check_memory, command_line, git_sha, hardware, versions
+from lrsweep.sweep.plan import Plan
+
+_STARTUP_S = {"cpu": 12.0, "cuda": 45.0}
+"""Start of Ray and its workers, compilation and the report, measured on 2 cores and on one GPU."""
+
+
+def default_jobs(plan: Plan) -> int:
+    """Trials at a time: one a core on a CPU, one on each GPU.
+
+    On an H200 two or four captured 10M steps side by side ran at 0.94 to 0.95 of one's rate in total.
+    """
+    return plan.config.jobs or (len(os.sched_getaffinity(0)) if plan.device == "cpu" else 1)
+
+
+def remaining(plan: Plan, store: ResultStore) -> list[TrialSpec]:
+    """Trials that have no whole record yet; those that ended in an error count as not run."""
+    done = {trial for trial, row in store.rows().items() if row.verdict != "error"}
+    return [spec for spec in plan.specs if spec.trial not in done]
+
+
+def check_same_sweep(plan: Plan, store: ResultStore) -> None:
+    """UserError if the folder holds a sweep whose fixed fields differ; its axes may differ."""
+    manifest = store.read_manifest()
+    if manifest is None:
+        if (store.root / "steps").exists():
+            raise UserError(f"--out {store.root} has results but no manifest.json; restore it or name another folder")
+        return
+    if manifest.get("schema_version") != SCHEMA_VERSION:
+        raise UserError(f"--out {store.root} was written by another version of lrsweep; name another folder")
+    old = manifest["frozen"]
+    new = json.loads(json.dumps(plan.frozen_fields()))
+    changed = [f"{k} {old[k]!r} → {new[k]!r}" for k in new if k in old and old[k] != new[k]]
+    if changed:
+        raise UserError(
+            f"--out {store.root} holds a sweep of another configuration: {', '.join(changed)}; "
+            "keep the old values, or name another folder with --out"
+        )
+
+
+def _write_manifest(plan: Plan, store: ResultStore, *, started: str, finished: str | None, jobs: int) -> None:
+    """Write the manifest; the axes and the runs of an earlier one in the folder are kept and added to."""
+    old = store.read_manifest() or {}
+    runs = [run for run in old.get("runs", []) if run["started"] != started]
+    run = {
+        "command": command_line(),
+        "started": started,
+        "finished": finished,
+        "jobs": jobs,
+        "git_sha": git_sha(),
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+    config = asdict(plan.config)
+    for axis, values in old.get("config", {}).items():
+        if axis in ("arch", "body", "size"):
+            config[axis] = list(dict.fromkeys([*values, *config[axis]]))
+    by_size = old.get("sizes", {})
+    for spec in plan.specs:
+        entry = by_size.setdefault(spec.size, {"lrs": [], "seeds": []})
+        entry["lrs"] = sorted({*entry["lrs"], spec.lr})
+        entry["seeds"] = sorted({*entry["seeds"], spec.seed})
+        entry |= {"shape": asdict(spec.shape), "train": asdict(spec.train), "epsilon": plan.epsilon[spec.size]}
+    data = {
+        size: {
+            "path": plan.config.data,
+            "source": corpus.source,
+            "hash": corpus.data_hash,
+            "tokenizer": corpus.tokenizer,
+            "train_tokens": len(corpus.train_tokens),
+            "heldout_tokens": len(corpus.heldout_tokens),
+            "unigram_entropy": corpus.unigram_entropy,
+        }
+        for size, corpus in plan.corpora.items()
+    }
+    store.write_manifest(
+        {
+            "schema_version": SCHEMA_VERSION,
+            **run,
+            "config": config,
+            "sizes": by_size,
+            "data": old.get("data", {}) | data,
+            "schemes": old.get("schemes", {}) | {s.scheme.name: asdict(s.scheme) for s in plan.specs},
+            "frozen": old.get("frozen", {}) | plan.frozen_fields(),
+            "runs": [*runs, run],
+        }
+    )
+
+
+@contextlib.contextmanager
+def _sole_writer(root: Path) -> Iterator[None]:
+    """Keep a second sweep out of the folder; the lock goes with the process, however it ends."""
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"--out {root}: another sweep is writing there; wait for it or name another folder"
+            ) from None
+        yield
+
+
+@contextlib.contextmanager
+def _terminate_like_ctrl_c() -> Iterator[None]:
+    """SIGTERM unwinds as Ctrl-C does, so that Ray is stopped on the way out."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def estimate_seconds(specs: Sequence[TrialSpec], jobs: int) -> float:
+    """Seconds that ``specs`` should take: a few real steps of the first trial of each scheme, body and size, timed.
+
+    Wide models are timed on a part of the batch; on a GPU without compilation, so the estimate is on the safe side.
+    """
+    import numpy as np
+    import torch
+
+    from lrsweep.train import Engine, EngineKey
+    from lrsweep.train.trial import CPU_THREADS
+
+    if specs[0].device == "cpu":
+        torch.set_num_threads(CPU_THREADS)
+    seconds = 0.0
+    timed: dict[tuple[str, str, str], float] = {}
+    for spec in specs:
+        which = (spec.scheme.name, spec.body, spec.size)
+        if which not in timed:
+            batch = spec.train.batch_size
+            if spec.device == "cpu":
+                batch = max(1, min(batch, 1024 // spec.shape.seq_len))
+            key = replace(EngineKey.of(spec), train=replace(spec.train, batch_size=batch, report_every=2))
+            engine = Engine(key, capture=False)
+            engine.reset(0)
+            tokens = np.zeros((2, batch, spec.shape.seq_len + 1), dtype=np.int32)
+            from lrsweep.model import Probe
+
+            engine.run(tokens[:1], [0.0], [Probe.ALL])
+            began = time.perf_counter()
+            engine.run(tokens, [0.0, 0.0], [Probe.ALL] * 2)
+            timed[which] = (time.perf_counter() - began) / 2 * spec.train.batch_size / batch
+            del engine
+        seconds += timed[which] * spec.train.steps
+    return seconds / jobs + _STARTUP_S[specs[0].device]
+
+
+def announce(plan: Plan, todo: Sequence[TrialSpec], jobs: int, console: Console) -> None:
+    """Say what will run, where it goes, how long it should take and how to resume."""
+    n_done = len(plan.specs) - len(todo)
+    config = plan.config
+
+    def say(name: str, text: str) -> None:
+        console.print(f"{name:>8}  {text}", highlight=False, markup=False, soft_wrap=True)
+
+    schemes, seeds = ", ".join(config.arch), sorted({s.seed for s in plan.specs})
+    for size in config.size:
+        specs = [s for s in plan.specs if s.size == size]
+        lrs, spec, corpus = sorted({s.lr for s in specs}), specs[0], plan.corpora[size]
+        shape, train = spec.shape, spec.train
+        say("sweep", f"{schemes} on {' and '.join(config.body)}, size {size}: {len(specs)} trials")
+        say("LRs", f"{' '.join(f'{lr:g}' for lr in lrs)}; {len(seeds)} seed{'s' if len(seeds) > 1 else ''}")
+        say(
+            "proxy",
+            f"{shape.n_layers} layers, width {shape.d_model}, {shape.n_heads} heads, {shape.seq_len} tokens; "
+            f"{train.steps} steps of {train.batch_size * shape.seq_len:,} tokens, {train.warmup_steps} of warm-up, "
+            f"{train.precision}",
+        )
+        say("text", f"{corpus.source}; {len(corpus.train_tokens):,} tokens ({corpus.tokenizer})")
+    where = "CPU" if plan.device == "cpu" else "GPU"
+    say("machine", f"{where}, {jobs} trial{'s' if jobs > 1 else ''} at a time")
+    say("results", str(relative(plan.out)))
+    if n_done:
+        say("resume", f"{n_done} of {len(plan.specs)} trials are finished and not run again")
+    else:
+        say("resume", "interrupt at any time; the same command goes on where it stopped")
+
+
+def relative(path: Path) -> Path:
+    """``path`` as seen from the current folder, where it lies below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def run_sweep(plan: Plan, console: Console) -> Report | None:
+    """Run what is missing of ``plan`` and report on all that its folder holds; None for a dry run.
+
+    Raises:
+        UserError: the folder holds another sweep, or is in use, or memory is short; nothing has been changed then.
+        KeyboardInterrupt: as it came; finished trials are kept and Ray is stopped.
+    """
+    store = ResultStore(plan.out)
+    check_same_sweep(plan, store)
+    todo = remaining(plan, store)
+    jobs = 1 if plan.config.local else min(default_jobs(plan), max(1, len(todo)))
+    for spec in {s.size: s for s in todo}.values():
+        check_memory(spec, jobs)
+    announce(plan, todo, jobs, console)
+    if todo:
+        seconds = estimate_seconds(todo, jobs)
+        console.print(f"    time  about {duration(seconds)}", highlight=False)
+    if plan.config.dry_run:
+        return None
+    console.print()
+    with _sole_writer(plan.out), _terminate_like_ctrl_c():
+        started = _now()
+        _write_manifest(plan, store, started=started, finished=None, jobs=jobs)
+        if todo:
+            with Display(todo, n_finished=len(plan.specs) - len(todo), console=console) as display:
+                _execute(plan, todo, store, display, jobs)
+        _write_manifest(plan, store, started=started, finished=_now(), jobs=jobs)
+        return write_report(store, epsilon=_all_epsilons(store) | plan.epsilon)
+
+
+def _all_epsilons(store: ResultStore) -> dict[str, float]:
+    """ε of every size in the folder: those of earlier runs, which this one may not have asked for, too."""
+    manifest = store.read_manifest()
+    assert manifest is not None
+    return {size: entry["epsilon"] for size, entry in manifest["sizes"].items()}
+
+
+def _execute(plan: Plan, todo: Sequence[TrialSpec], store: ResultStore, display: Display, jobs: int) -> None:
+    from lrsweep.sweep.local import run_local
+    from lrsweep.sweep.ray_executor import run_ray
+
+    if plan.config.local:
+        run_local(todo, plan.corpora, store, display)
+    else:
+        run_ray(todo, plan.corpora, store, display, jobs=jobs, device=plan.device, address=plan.config.ray_address)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def command_for(config: SweepConfig, **changes: Any) -> str:
+    """The command line that asks for ``config`` with ``changes``; flags at their default are left out."""
+    parts = ["lrsweep", "sweep"]
+    changed = replace(config, **changes)
+    for f in fields(SweepConfig):
+        value = getattr(changed, f.name)
+        default = () if f.name == "arch" else f.default
+        if value == default:
+            continue
+        parts.append("--" + f.name.replace("_", "-"))
+        if value is not True:
+            items = value if isinstance(value, tuple) else (value,)
+            parts.extend(f"{i:g}" if isinstance(i, float) else str(i) for i in items)
+    return shlex.join(parts)
