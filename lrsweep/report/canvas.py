@@ -6,6 +6,7 @@ Figures are objects of their own; nothing here touches pyplot. The same input gi
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -20,7 +21,7 @@ from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy import linspace
 
 from lrsweep.report.labels import format_lr
@@ -32,7 +33,7 @@ _STYLE: Any = {
     "legend.fontsize": 8,
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
-    "figure.titlesize": 11,
+    "figure.titlesize": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -81,8 +82,11 @@ def lr_limits(lrs: Sequence[float]) -> tuple[float, float]:
 
 
 def plain_log_axis(axis: Axis) -> None:
-    """Ticks at 1, 2 and 5 of each decade, or at the decades alone if they are many, as plain numbers."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=7))
+    """A log axis whose data are in place, with a handful of plain numbers as ticks, however wide it is."""
+    low, high = axis.get_view_interval()
+    decades = math.log10(high / low)
+    many = LogLocator(subs=(1, 2, 5)) if decades > 0.7 else MaxNLocator(4)
+    axis.set_major_locator(LogLocator() if decades > 2 else many)
     axis.set_major_formatter(FuncFormatter(lambda x, _: format_lr(x)))
     axis.set_minor_locator(NullLocator())
 

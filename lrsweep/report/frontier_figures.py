@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
 
 from lrsweep.analysis import UNSTABLE
-from lrsweep.report.canvas import lr_limits, lr_ticks, new_figure
+from lrsweep.report.canvas import lr_limits, lr_ticks, new_figure, note
 from lrsweep.report.frontier_info import FrontierInfo, FrontierRow, LossInfo, LossPoint, ToleranceInfo
 from lrsweep.report.palette import Style, style_of
 from lrsweep.report.section import Section
@@ -40,6 +40,8 @@ def draw_tolerance(info: ToleranceInfo, section: Section) -> Figure:
             label=line.scheme,
             transform=axes.transData + apart,
         )
+    if all(math.isnan(lr) for line in info.lines for lr in line.max_lr):
+        note(axes, "no stable learning rate")
     if section.epsilon:
         axes.axvline(section.epsilon, color=_GREY, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
         below = axes.get_xaxis_transform() + ScaledTranslation(4 / 72, 5 / 72, figure.dpi_scale_trans)
@@ -65,46 +67,32 @@ def draw_losses(info: LossInfo, section: Section) -> Figure:
         for point in line.points:
             if not math.isnan(point.loss):
                 _mark(axes, point, style, point.loss)
-    if not axes.dataLim.height > 0:
-        axes.set_ylim(*_around(info))
     _draw_band(axes, info)
     _legend_beside(axes, [_key(line.scheme, marked=True) for line in info.lines] + _LOSS_KEY)
     return figure
 
 
-def _around(info: LossInfo) -> tuple[float, float]:
-    """Limits where all final losses are equal, or there are none."""
-    losses = [p.loss for line in info.lines for p in line.points if not math.isnan(p.loss)]
-    middle = losses[0] if losses else 0.5
-    return middle - 0.5, middle + 0.5
-
-
 def _draw_band(axes: Axes, info: LossInfo) -> None:
     """Every trial without a final loss, above all losses; seeds side by side."""
+    if not any(math.isfinite(p.loss) for line in info.lines for p in line.points):
+        axes.set_yticks([])
     lost = [(line.scheme, [p for p in line.points if math.isnan(p.loss)]) for line in info.lines]
     lost = [(scheme, points) for scheme, points in lost if points]
     if not lost:
         return
     low, high = axes.get_ylim()
     ticks = [t for t in axes.get_yticks() if low <= t <= high]
+    labels = axes.yaxis.get_major_formatter().format_ticks(ticks)
     lane = 0.045 * (high - low)
     top = high + (max(len(lost), 2) + 0.4) * lane
     axes.axhspan(high, top, color="#f4eded", zorder=0)
     axes.set_ylim(low, top)
-    axes.set_yticks(ticks)
-    text = "no final loss:\n× diverged, + non-finite"
-    place = axes.get_yaxis_transform()
-    axes.text(0.01, (high + top) / 2, text, transform=place, va="center", fontsize=8, color="#7a4a4a")
+    axes.set_yticks([*ticks, (high + top) / 2], labels=[*labels, "no final\nloss"])
     for i, (scheme, points) in enumerate(lost):
         seeds = sorted({p.seed for p in points})
         for point in points:
-            _mark(
-                axes,
-                point,
-                style_of(scheme),
-                high + (i + 0.7) * lane,
-                seeds.index(point.seed) - (len(seeds) - 1) / 2,
-            )
+            y, shift = high + (i + 0.7) * lane, seeds.index(point.seed) - (len(seeds) - 1) / 2
+            _mark(axes, point, style_of(scheme), y, shift)
 
 
 def _mark(axes: Axes, point: LossPoint, style: Style, y: float, shift: float = 0.0) -> None:
@@ -131,7 +119,7 @@ def draw_frontier(info: FrontierInfo, section: Section) -> Figure:
     axes.set(xscale="log", xlim=(low, high), ylim=(-0.6, len(info.rows) - 0.4), xlabel="peak learning rate")
     lr_ticks(axes.xaxis, section.lrs)
     axes.set_yticks(range(len(info.rows)), labels=[row.scheme for row in info.rows])
-    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="y", length=0, pad=8)
     axes.grid(axis="y", visible=False)
     for y, row in enumerate(info.rows):
         _draw_row(axes, y, row, low, high)
@@ -170,6 +158,8 @@ _LOSS_KEY = [
     _sign("", linestyle="none"),
     _sign("stable", marker="o", linestyle="none", markersize=4.5),
     _sign("degraded, stalled", marker="o", linestyle="none", markersize=4.5, markerfacecolor="white"),
+    _sign("diverged", marker="x", linestyle="none", markersize=4.5),
+    _sign("non-finite", marker="+", linestyle="none", markersize=4.5),
     _sign("mean of seeds", linewidth=1.5),
     _sign("one seed", linewidth=0.5),
 ]
@@ -181,4 +171,4 @@ _FRONTIER_KEY = [
 
 
 def _legend_beside(axes: Axes, handles: list[Line2D]) -> None:
-    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0, handlelength=2.8)
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.03, 1.0), borderaxespad=0.0, handlelength=2.8)

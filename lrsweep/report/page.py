@@ -90,7 +90,7 @@ def _lead(content: PageContent) -> str:
     at = content.trials.header.index("outcome")
     outcomes = Counter(row[at] for row in content.trials.rows)
     failed = outcomes.pop("error", 0)
-    lead = f"{sum(outcomes.values())} trials: {', '.join(f'{n} {outcome}' for outcome, n in outcomes.most_common())}."
+    lead = f"{_count(sum(outcomes.values()), 'trial')}: {', '.join(f'{n} {outcome}' for outcome, n in outcomes.most_common())}."
     return f"{lead} {failed} more failed by a fault of the program or machine and count in nothing." if failed else lead
 
 
@@ -99,7 +99,7 @@ def _section(title: str, illustrations: Iterable[Illustration]) -> str:
     for folded, group in groupby(illustrations, key=lambda i: i.folded):
         figures = [_figure(illustration) for illustration in group]
         if folded:
-            parts += [f"<details><summary>{len(figures)} more figures</summary>", *figures, "</details>"]
+            parts += [f"<details><summary>{_count(len(figures), 'more figure')}</summary>", *figures, "</details>"]
         else:
             parts += figures
     return "\n".join(parts)
@@ -131,9 +131,10 @@ def _table(table: TextTable) -> str:
 
 
 def _cell_class(table: TextTable, column: int, cell: str) -> str:
-    if table.header[column] == "outcome":
-        return f' class="{escape(cell)}"'
-    return "" if column < table.labels or table.header[column] == "reason" else ' class="number"'
+    name = table.header[column]
+    if name in ("outcome", "reason"):
+        return f' class="{escape(cell) if name == "outcome" else name}"'
+    return "" if column < table.labels else ' class="number"'
 
 
 def _advice(advice: Iterable[GridAdvice]) -> str:
@@ -156,6 +157,10 @@ def _advice(advice: Iterable[GridAdvice]) -> str:
 def _definitions(pairs: Iterable[tuple[str, str]]) -> str:
     items = "\n".join(f"<dt>{escape(term)}</dt>\n<dd>{escape(text)}</dd>" for term, text in pairs)
     return f"<dl>\n{items}\n</dl>" if items else ""
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
 
 
 def _command(command: Any) -> str:

@@ -76,6 +76,7 @@ table { border-collapse: collapse; font-size: .85rem; white-space: nowrap; font-
 th, td { padding: .25rem 1rem .25rem 0; text-align: left; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; }
 .number { text-align: right; }
+.reason { white-space: normal; min-width: 18rem; }
 .degraded, .stalled, .diverged, .nonfinite { color: var(--bad); }
 .undertrained, .error { color: var(--warn); }
 .stable { color: var(--good); }

@@ -41,7 +41,7 @@ def _draw_runs(info: RunsInfo, *, title: str, ylabel: str, log: bool, top: float
     n = len(info.panels)
     columns = n if n <= 3 else min(5, -(-n // 2))
     rows = -(-n // columns)
-    figure = new_figure(max(1.6 + 2.1 * columns, 5.0), 1.2 + 1.8 * rows)
+    figure = new_figure(max(1.6 + 2.1 * columns, 6.2), 1.2 + 1.8 * rows)
     figure.suptitle(title)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     panels = list(grid.flat)
@@ -51,13 +51,14 @@ def _draw_runs(info: RunsInfo, *, title: str, ylabel: str, log: bool, top: float
         axes.set_title(panel.scheme)
         if log:
             axes.set_yscale("log")
-            plain_log_axis(axes.yaxis)
         for run in panel.runs:
             shown = run.curve.values > 0 if log else slice(None)
             color = LR_COLORS(norm(run.lr))
             axes.plot(run.curve.steps[shown], run.curve.values[shown], color=color, linewidth=0.8, rasterized=dense)
         if not log:
             _mark_ends(axes, panel, top, [LR_COLORS(norm(r.lr)) for r in panel.runs])
+    if log:
+        plain_log_axis(panels[0].yaxis)
     for axes in panels[n:]:
         axes.set_visible(False)
     for axes in panels[max(n - columns, 0) : n]:
@@ -108,7 +109,7 @@ _END_KEY = [
 def draw_norms(info: NormInfo, section: Section) -> Figure:
     """Norms against the step, a row for each site, a column for each side of the frontier, coloured by layer."""
     n = len(info.columns)
-    figure = new_figure(max(1.9 + 2.2 * n, 5.0), 1.0 + 1.5 * len(NORM_SITES))
+    figure = new_figure(max(1.9 + 2.2 * n, 6.2), 1.0 + 1.5 * len(NORM_SITES))
     figure.suptitle(f"{info.scheme}: growth of layer-output norms ({section.body} {section.size})")
     grid = figure.subplots(len(NORM_SITES), n, sharex=True, sharey="row", squeeze=False)
     depth = max(layer for c in info.columns for by in c.curves.values() for layer in by)
@@ -116,7 +117,6 @@ def draw_norms(info: NormInfo, section: Section) -> Figure:
     for (i, j), axes in np.ndenumerate(grid):
         site = NORM_SITES[i]
         axes.set_yscale("log")
-        plain_log_axis(axes.yaxis)
         curves = info.columns[j].curves.get(site, {})
         for layer, curve in curves.items():
             axes.plot(curve.steps, curve.values, color=_LAYER_COLORS(norm(layer)), linewidth=0.9)
@@ -126,6 +126,8 @@ def draw_norms(info: NormInfo, section: Section) -> Figure:
             axes.set_title(info.columns[j].title)
         if j == 0:
             axes.set_ylabel(_SITE_NAMES[site])
+    for axes in grid[:, 0]:
+        plain_log_axis(axes.yaxis)
     for axes in grid[-1]:
         axes.set_xlabel("step")
     figure.supylabel("RMS over tokens of the output's L2 norm", fontsize=9)

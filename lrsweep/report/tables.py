@@ -5,7 +5,9 @@ A :class:`TextTable` is made once from a table of :mod:`lrsweep.analysis`; the r
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
@@ -102,7 +104,7 @@ def trials_text(judged: pd.DataFrame) -> TextTable:
             format_number(row["logit_max"], 1),
             str(row["steps"]),
             NOTHING if pd.isna(row["onset_step"]) else str(row["onset_step"]),
-            row["reason"],
+            _reason(row),
         )
         for row in display_order(judged.sort_values(["lr", "seed"], kind="stable")).to_dict("records")
     ]
@@ -122,6 +124,13 @@ def trials_text(judged: pd.DataFrame) -> TextTable:
         "reason",
     )
     return TextTable(header=header, rows=tuple(rows), labels=4)
+
+
+def _reason(row: dict[Hashable, Any]) -> str:
+    """The trial's own, unless its siblings are the reason."""
+    if row["verdict"] == "stable" and row["outcome"] in ("degraded", "undertrained"):
+        return f"ended {row['excess']:.3f} nats above its best sibling"
+    return str(row["reason"])
 
 
 def to_csv(table: pd.DataFrame) -> str:

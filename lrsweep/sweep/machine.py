@@ -51,8 +51,13 @@ def _cpu_model() -> str:
 
 
 def git_sha() -> str | None:
-    """Commit of the lrsweep checkout, with ``+`` where files differ from it; None outside one."""
+    """Commit of the lrsweep checkout, with ``+`` where files differ from it.
+
+    Where there is no history, as in a container, ``$LRSWEEP_COMMIT``; None without either.
+    """
     root = Path(lrsweep.__file__).parent.parent
+    if not (root / ".git").exists():
+        return os.environ.get("LRSWEEP_COMMIT")
     git = ["git", "-C", str(root)]
     try:
         sha = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
