@@ -14,8 +14,8 @@ class DetectorConfig:
 
     The defaults were read off 55 public training curves, logged every 1 to 768 steps (23 plainly healthy, 142k
     points; 15 whose data gives one-step jumps, 135k points; 4 with spikes; 10 that diverged or went non-finite), and
-    checked on tiny GPTs at learning rates from 3e-3 to 10. Any one may be moved by a fifth either way and no
-    verdict on those curves changes.
+    checked on tiny GPTs at learning rates from 3e-3 to 10. Any one may be moved by a tenth either way and each of
+    those curves is judged the same.
     """
 
     margin: float = 0.5
@@ -31,7 +31,7 @@ class DetectorConfig:
     at most. A run that steps up is told at its 24th high point: 4 of the median's lag, and these."""
     recovery: float = 0.75
     """Fraction of its height to which a gap must fall within ``patience`` to be waited for again. An exponential
-    decay does so with a half-life below 48 points; the slowest real recovery from a spike has about 20."""
+    decay does so with a half-life up to 36 points; the slowest real recovery from a spike has about 20."""
     smooth: int = 9
     """Points in the median that is called the smoothed loss: four high points in a row are not yet a level."""
     grace_steps: int = 30
@@ -45,22 +45,22 @@ class DetectorConfig:
     window: int = 64
     """Points that the noise is estimated from, and for which a spike waits for its old level before taking the new.
     The relative standard error of a median of 64 absolute values is 15%."""
-    baseline: int = 16
-    """Points in the median that a point is called high against: short, to follow a falling loss with a lag of 8."""
-    spike_sigmas: float = 5.0
+    baseline: int = 20
+    """Points in the median that a point is called high against: short, to follow a falling loss with a lag of 10."""
+    spike_sigmas: float = 4.5
     """Robust deviations above the baseline from which a point is high.
-    7 in 10,000 points of healthy curves are, and 56 where the data has jumps."""
+    11 in 10,000 points of healthy curves are, and 69 where the data has jumps."""
     spike_floor: float = 0.1
     """Nats below which no point is high, however quiet the curve: a tenth more perplexity."""
     spike_evidence: float = 2.5
     """Sum, over points in a row, of the logarithm of how many times over each passes its threshold, at which they are
     a spike; no point gives more than half, so that none is one alone. Exceedances of a power tail have exponential
-    logarithms, which makes the sum that tail's log-likelihood ratio up to a factor. Jumps of data reach 1.8, healthy
-    curves 1.0, the weakest real spike 3.3; 2.5 is near the geometric middle, and within the gap whichever source of
-    curves is left out."""
+    logarithms, which makes the sum that tail's log-likelihood ratio up to a factor. Jumps of data reach 1.9, healthy
+    curves 1.1, the weakest real spike 3.2; 2.5 is the geometric middle, and within the gap whichever source of curves
+    is left out. In white noise, a jump of 12 deviations that decays over 8 points is a spike in 3 cases of 4."""
     grad_factor: float = 3.5
     """Multiple of its running median from which a gradient norm is high; it gives evidence in the same way. Two high
-    ones in a row must both be 12 times the median to be a spike by themselves: healthy runs reach 3.7, and the norm
+    ones in a row must both be 12 times the median to be a spike by themselves: runs without one reach 3.7, and the norm
     that led a spike of a 176B model 17 and 61."""
 
     def __post_init__(self) -> None:

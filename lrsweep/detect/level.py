@@ -9,7 +9,7 @@ from lrsweep.detect.config import MIN_HISTORY, DetectorConfig
 from lrsweep.detect.records import Verdict
 from lrsweep.detect.robust import median, noise
 
-ENDING = 3
+SHORTEST = 3
 """Points of the shortest median: the fewest that outvote one outlier."""
 
 
@@ -48,9 +48,9 @@ class Level:
         if len(self._losses) > config.window:
             del self._steps[0], self._losses[0]
         # The loss at initialization is a level by itself; one point in mid-run may be an outlier.
-        if len(self._losses) < ENDING and step >= config.grace_steps:
+        if len(self._losses) < SHORTEST and step >= config.grace_steps:
             return None
-        known = max(ENDING, len(self._losses) // 2)  # in a short fragment, half of it is the past
+        known = max(SHORTEST, len(self._losses) // 2)  # in a short fragment, half of it is the past
         self._level = median(self._losses[-min(config.smooth, known) :])
         if self._best is None or self._level < self._best:
             self._best, self._best_step = self._level, step
@@ -63,7 +63,7 @@ class Level:
             self._points = 0
             return None
         if not self._points:
-            self._peak, self._onset = 0.0, self._first_above(self._best + self._line)
+            self._peak, self._onset = 0.0, self._first_above(self._best, self._line)
         if gap > self._peak:
             self._peak = self._rung = gap
         elif gap <= config.recovery * self._rung:
@@ -81,8 +81,7 @@ class Level:
         assert self._best is not None
         assert self._line is not None
         coming_back = self._level - self._best < self._rung < self._peak
-        lowest = min(self._losses[-1], median(self._losses[-ENDING:]))
-        if coming_back or lowest - self._best <= self._line:
+        if coming_back or self._losses[-1] - self._best <= self._line:
             return None
         return self._diverged(", where the run ended")
 
@@ -98,9 +97,9 @@ class Level:
         line = max(self._config.margin, self._config.margin_sigmas * noise(self._losses) if enough else 0.0)
         return line if self._line is None or len(self._losses) <= MIN_HISTORY else min(line, self._line)
 
-    def _first_above(self, height: float) -> int:
+    def _first_above(self, best: float, line: float) -> int:
         recent = zip(self._steps[-self._config.smooth :], self._losses[-self._config.smooth :], strict=True)
-        return next(step for step, loss in recent if loss > height)
+        return next(step for step, loss in recent if loss - best > line)  # the smoothed loss is one of them
 
     def _diverged(self, ending: str) -> Verdict:
         assert self._best is not None
