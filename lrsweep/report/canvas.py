@@ -10,10 +10,12 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -22,7 +24,6 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
-from numpy import linspace
 
 from lrsweep.report.labels import format_lr
 
@@ -45,20 +46,51 @@ _STYLE: Any = {
     "pdf.fonttype": 42,
 }
 _DPI = 160
-_MOST_TICKS = 9
+_MOST_TICKS = 12
 
-LR_COLORS = ListedColormap(matplotlib.colormaps["viridis"](linspace(0, 0.9, 256)), name="lr")
+LR_COLORS = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0, 0.9, 256)), name="lr")
 """From the lowest LR, dark, to the highest; without the yellow that is lost on white."""
 
 
 def style() -> AbstractContextManager[None]:
     """Within it figures are drawn and saved alike, whatever the user's own settings."""
-    return matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE})
+    # A backend set in a context outlives it, so a notebook would lose its own.
+    defaults: Any = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
+    return matplotlib.rc_context({**defaults, **_STYLE})
 
 
 def new_figure(width: float, height: float) -> Figure:
     """A blank figure in inches that lays itself out."""
     return Figure(figsize=(width, height), layout="constrained")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Panels:
+    """Equal axes in rows and columns, with an upright colour bar to the right."""
+
+    figure: Figure
+    """Holds the rest."""
+    grid: list[list[Axes]]
+    """Rows of axes."""
+    bar: Axes
+    """Where the colour bar goes."""
+
+
+def new_panels(rows: int, columns: int, title: str, *, share_y: Literal["all", "row"], below: float = 0.0) -> Panels:
+    """Blank panels with ``below`` inches left free at the bottom; x is shared by all.
+
+    Margins are fixed in inches: laying out as many axes by their labels would take as long as drawing them.
+    """
+    left, right, top, bottom = 0.85, 0.95, 0.58, 0.5 + below
+    width = max(left + 2.0 * columns + right, 6.2)
+    height = top + 1.75 * rows - 0.35 + bottom
+    figure = Figure(figsize=(width, height))
+    figure.suptitle(title, x=0.5, y=1 - 0.08 / height)
+    room = {"left": left / width, "right": 1 - right / width, "top": 1 - top / height, "bottom": bottom / height}
+    spacing = {"wspace": 0.1, "hspace": 0.25 if share_y == "all" else 0.1}
+    grid = figure.subplots(rows, columns, sharex="all", sharey=share_y, squeeze=False, gridspec_kw=room | spacing)
+    box = ((width - right + 0.12) / width, room["bottom"], 0.12 / width, room["top"] - room["bottom"])
+    return Panels(figure=figure, grid=grid.tolist(), bar=figure.add_axes(box))
 
 
 def lr_ticks(axis: Axis, lrs: Sequence[float]) -> None:
@@ -75,10 +107,10 @@ def lr_norm(lrs: Sequence[float]) -> LogNorm:
     return LogNorm(low, high) if low < high else LogNorm(low / 2, high * 2)
 
 
-def lr_limits(lrs: Sequence[float]) -> tuple[float, float]:
-    """Limits of a log axis that leave half a step beyond the tested LRs."""
-    ratio = (max(lrs) / min(lrs)) ** (0.5 / (len(lrs) - 1)) if len(lrs) > 1 else 2.0
-    return min(lrs) / ratio, max(lrs) * ratio
+def lr_limits(lrs: Sequence[float], *, beyond: float = 0.5) -> tuple[float, float]:
+    """Limits of a log axis that leave ``beyond`` mean steps of the grid on either side of the tested LRs."""
+    step = (max(lrs) / min(lrs)) ** (1 / (len(lrs) - 1)) if len(lrs) > 1 else 4.0
+    return min(lrs) / step**beyond, max(lrs) * step**beyond
 
 
 def plain_log_axis(axis: Axis) -> None:
@@ -86,7 +118,7 @@ def plain_log_axis(axis: Axis) -> None:
     low, high = axis.get_view_interval()
     decades = math.log10(high / low)
     many = LogLocator(subs=(1, 2, 5)) if decades > 0.7 else MaxNLocator(4)
-    axis.set_major_locator(LogLocator() if decades > 2 else many)
+    axis.set_major_locator(LogLocator() if decades > 2.5 else many)
     axis.set_major_formatter(FuncFormatter(lambda x, _: format_lr(x)))
     axis.set_minor_locator(NullLocator())
 

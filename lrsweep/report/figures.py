@@ -40,8 +40,8 @@ def drawings(section: Section, store: ResultStore) -> Iterator[Drawing]:
         heading="Largest stable learning rate",
         caption="Bar: from the largest stable to the smallest unstable of the tested learning rates, by the vote of "
         "the seeds. Dot and line: LR50, the learning rate with even odds of instability, and its 95% interval. "
-        "An arrow means that the frontier lies beyond the grid. Schemes whose intervals overlap are not told apart "
-        "by this sweep.",
+        "An arrow means that the frontier lies beyond the grid. Schemes whose intervals overlap are hardly "
+        "told apart by this sweep.",
         figure=draw_frontier(get_frontier_info(section), section),
     )
     yield Drawing(
@@ -55,9 +55,9 @@ def drawings(section: Section, store: ResultStore) -> Iterator[Drawing]:
     yield Drawing(
         name="loss_vs_lr",
         heading="Final held-out loss by learning rate",
-        caption="Thick: mean over seeds; thin: each seed. Hollow markers are unstable trials, those in the band on "
-        "top ended without a final loss (one mark a seed). The flatter a curve on the right, the less it costs "
-        "to miss the best learning rate.",
+        caption="Thick: mean over seeds; thin: each seed. Hollow markers are unstable trials; those in the band on "
+        "top ended without a final loss, or above the untrained model's (one mark a seed). The flatter a curve on "
+        "the right, the less it costs to miss the best learning rate.",
         figure=draw_losses(get_loss_info(section), section),
     )
     steps = cache(store.steps)
@@ -76,8 +76,9 @@ def drawings(section: Section, store: ResultStore) -> Iterator[Drawing]:
         yield Drawing(
             name="logits",
             heading="Largest attention logit",
-            caption="The largest logit of any layer and head, before a cap, where it was measured. In the schemes "
-            "without a norm on queries and keys it grows without bound as the learning rate passes the frontier.",
+            caption="The largest logit of any layer and head, before a cap, where it was measured. Logits that keep "
+            "growing at learning rates beyond the frontier point to attention as the seat of the trouble; logits that "
+            "stay bounded there point elsewhere.",
             figure=draw_logits(logits, section),
         )
     with_layers = _recorded(section, store, "layers")
@@ -88,7 +89,8 @@ def drawings(section: Section, store: ResultStore) -> Iterator[Drawing]:
                 name=f"norms-{re.sub(r'[^A-Za-z0-9_.+-]', '_', scheme)}",
                 heading=f"Layer-output norms of {scheme}",
                 caption="RMS over tokens of the L2 norm of each layer's output, one seed a column; a row shares its "
-                "axis. Beyond the frontier the norms of QKV, Proj and FC2 grow faster, and unevenly over the layers.",
+                "axis. A site whose norms outgrow those of the stable runs is where the instability shows, and the "
+                "colours tell in which layers.",
                 folded=True,
                 figure=draw_norms(norms, section),
             )

@@ -115,7 +115,7 @@ def draw_frontier(info: FrontierInfo, section: Section) -> Figure:
     figure = new_figure(7.2, 1.3 + 0.28 * max(len(info.rows), 2))
     axes = figure.add_subplot()
     axes.set_title(f"Largest stable learning rate ({section.title})", loc="left")
-    low, high = lr_limits(section.lrs)
+    low, high = lr_limits(section.lrs, beyond=1.1)  # the intervals reach up to one step beyond the grid
     axes.set(xscale="log", xlim=(low, high), ylim=(-0.6, len(info.rows) - 0.4), xlabel="peak learning rate")
     lr_ticks(axes.xaxis, section.lrs)
     axes.set_yticks(range(len(info.rows)), labels=[row.scheme for row in info.rows])
@@ -171,4 +171,4 @@ _FRONTIER_KEY = [
 
 
 def _legend_beside(axes: Axes, handles: list[Line2D]) -> None:
-    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.03, 1.0), borderaxespad=0.0, handlelength=2.8)
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.03, 1.0), borderaxespad=0.0, handlelength=3.4)

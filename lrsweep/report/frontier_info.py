@@ -115,7 +115,7 @@ def get_tolerance_info(section: Section) -> ToleranceInfo:
 def get_loss_info(section: Section) -> LossInfo:
     """Final losses of every trial, none left out."""
     initial = section.trials["loss_init"]
-    highest = initial[np.isfinite(initial)].max()
+    highest = max(initial[np.isfinite(initial)], default=np.nan)
     lines = []
     for scheme in section.schemes:
         own = section.trials[section.trials["scheme"] == scheme].sort_values(["lr", "seed"])

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 
 NOTHING = "—"
 """Stands for NaN."""
+
+
+def size_order(name: str) -> tuple[float, str]:
+    """Sorting key of a size by the parameter count in its name: ``0.2m``, ``2m``, ``10m``, ``1.3b``; others last."""
+    count = re.fullmatch(r"(\d+(?:\.\d+)?)([kmb]?)", name.casefold())
+    return (float(count[1]) * _UNITS[count[2]] if count else math.inf, name)
+
+
+_UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9}
 
 
 def format_lr(lr: float, digits: int = 4) -> str:

@@ -90,7 +90,8 @@ def _lead(content: PageContent) -> str:
     at = content.trials.header.index("outcome")
     outcomes = Counter(row[at] for row in content.trials.rows)
     failed = outcomes.pop("error", 0)
-    lead = f"{_count(sum(outcomes.values()), 'trial')}: {', '.join(f'{n} {outcome}' for outcome, n in outcomes.most_common())}."
+    counts = ", ".join(f"{n} {outcome}" for outcome, n in outcomes.most_common())
+    lead = f"{_count(sum(outcomes.values()), 'trial')}{': ' if counts else ''}{counts}."
     return f"{lead} {failed} more failed by a fault of the program or machine and count in nothing." if failed else lead
 
 

@@ -156,5 +156,6 @@ def _norms(layers: pd.DataFrame) -> dict[str, dict[int, Curve]]:
     for (site, layer), part in chosen.groupby(["site", "layer"], observed=True):
         part = part.sort_values("step")
         curve = thin(part["step"].to_numpy(np.float64), part["value"].to_numpy(np.float64), MAX_POINTS // 5)
-        curves.setdefault(str(site), {})[int(str(layer))] = curve
+        if len(curve.steps):
+            curves.setdefault(str(site), {})[int(str(layer))] = curve
     return curves

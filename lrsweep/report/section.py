@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from lrsweep.analysis import Epsilon, epsilon_of, frontier, judge
+from lrsweep.report.labels import size_order
 from lrsweep.report.palette import in_order
 
 
@@ -44,17 +45,11 @@ class Section:
 
 
 def sections(trials: pd.DataFrame, epsilon: Epsilon) -> list[Section]:
-    """One section for each body and size of which a trial ran, the smallest model first."""
-    ran = judge(trials, epsilon).query("outcome != 'error'")
-    sized = ran.groupby(["body", "size"])["n_params"].median().reset_index().sort_values(["body", "n_params"])
+    """One section for each body and size of which a trial ran, the smallest size first."""
+    judged = judge(trials, epsilon)
+    ran = judged[judged["outcome"] != "error"]
+    groups = [(str(body), str(size), part) for (body, size), part in ran.groupby(["body", "size"])]
     return [
-        Section(
-            body=body,
-            size=size,
-            epsilon=epsilon_of(epsilon, size),
-            trials=part,
-            frontier=frontier(part, epsilon),
-        )
-        for body, size in sized[["body", "size"]].itertuples(index=False, name=None)
-        for part in [ran[(ran["body"] == body) & (ran["size"] == size)]]
+        Section(body=body, size=size, epsilon=epsilon_of(epsilon, size), trials=part, frontier=frontier(part, epsilon))
+        for body, size, part in sorted(groups, key=lambda group: (group[0], size_order(group[1])))
     ]

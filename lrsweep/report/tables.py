@@ -14,7 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from lrsweep.report.labels import NOTHING, bracket_text, format_lr, format_number, lr50_text
+from lrsweep.report.labels import NOTHING, bracket_text, format_lr, format_number, lr50_text, size_order
 from lrsweep.report.palette import in_order
 
 
@@ -32,9 +32,11 @@ class TextTable:
 
 def display_order(table: pd.DataFrame) -> pd.DataFrame:
     """Rows by body and size, then the baseline first; the given order breaks ties."""
-    rank = {scheme: i for i, scheme in enumerate(in_order(table["scheme"]))}
-    keyed = table.assign(rank=table["scheme"].map(rank))
-    return keyed.sort_values(["body", "size", "rank"], kind="stable").drop(columns="rank")
+    scheme_rank = {scheme: i for i, scheme in enumerate(in_order(table["scheme"]))}
+    size_rank = {size: i for i, size in enumerate(sorted(table["size"].unique(), key=size_order))}
+    keyed = table.assign(_size=table["size"].map(size_rank), _scheme=table["scheme"].map(scheme_rank))
+    ordered = keyed.sort_values(["body", "_size", "_scheme"], kind="stable")
+    return ordered.drop(columns=["_size", "_scheme"]).reset_index(drop=True)
 
 
 def frontier_text(frontier: pd.DataFrame) -> TextTable:

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from lrsweep.analysis import brackets, judge, walk
+from tests.analysis.tables import make_curve, make_trials
 
 NAN = math.nan
 
@@ -33,11 +34,11 @@ def both(trials: pd.DataFrame, epsilon: float = 0.25) -> tuple[float, float]:
         ({0.01: 2.0, 0.1: "error", 1.0: 3.0}, (0.01, 1.0)),
     ],
 )
-def test_walk(make_curve, curve, expected):
+def test_walk(curve, expected):
     np.testing.assert_equal(both(make_curve(curve)), expected)
 
 
-def test_a_grid_that_only_stalls_above_its_best_has_no_stable_lr(make_trials):
+def test_a_grid_that_only_stalls_above_its_best_has_no_stable_lr():
     rows = [{"lr": lr, "verdict": "stalled", "loss_final": loss} for lr, loss in ((1.0, 3.3), (3.0, 3.4))]
     np.testing.assert_equal(both(make_trials(rows)), (NAN, 3.0))
 
@@ -45,22 +46,22 @@ def test_a_grid_that_only_stalls_above_its_best_has_no_stable_lr(make_trials):
 @pytest.mark.parametrize(
     ("unstable_seeds", "expected"), [(0, (1.0, NAN)), (1, (1.0, NAN)), (2, (0.1, 1.0)), (3, (0.1, 1.0))]
 )
-def test_half_of_the_seeds_make_an_lr_unstable(make_curve, unstable_seeds, expected):
+def test_half_of_the_seeds_make_an_lr_unstable(unstable_seeds, expected):
     seeds = [make_curve({0.1: 2.0, 1.0: 2.6 if s < unstable_seeds else 2.1}, seed=s) for s in range(3)]
     np.testing.assert_equal(both(pd.concat(seeds)), expected)
 
 
-def test_one_of_two_seeds_is_half(make_curve):
+def test_one_of_two_seeds_is_half():
     seeds = [make_curve({0.1: 2.0, 1.0: 2.6}, seed=0), make_curve({0.1: 2.0, 1.0: 2.1}, seed=1)]
     assert both(pd.concat(seeds)) == (0.1, 1.0)
 
 
-def test_an_error_has_no_vote(make_curve):
+def test_an_error_has_no_vote():
     seeds = [make_curve({0.1: 2.0, 1.0: 2.6}, seed=0), make_curve({0.1: 2.0, 1.0: "error"}, seed=1)]
     assert both(pd.concat(seeds)) == (0.1, 1.0)
 
 
-def test_brackets_has_a_row_a_seed(make_curve):
+def test_brackets_has_a_row_a_seed():
     trials = pd.concat(
         [
             make_curve({0.1: 2.0, 1.0: 2.6}, seed=1),

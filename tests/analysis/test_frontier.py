@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrsweep.analysis import FRONTIER_COLUMNS, fit_lr50, frontier
+from tests.analysis.tables import make_curve, make_trials
 
 NAN = math.nan
 LRS = (1e-3, 1e-2, 0.1, 1.0)
@@ -21,16 +22,14 @@ def trial_rows() -> st.SearchStrategy[list[dict[str, object]]]:
             "lr": st.sampled_from(LRS),
             "seed": st.integers(0, 2),
             "scheme": st.sampled_from(("preln", "qknorm")),
-            "verdict": st.sampled_from(
-                ("stable", "stable", "stable", "stalled", "diverged", "nonfinite", "error")
-            ),
+            "verdict": st.sampled_from(("stable", "stable", "stable", "stalled", "diverged", "nonfinite", "error")),
             "loss_final": st.one_of(st.integers(64, 384).map(lambda n: n / 64), st.just(NAN)),
         }
     )
     return st.lists(row, min_size=1, max_size=24, unique_by=lambda r: (r["lr"], r["seed"], r["scheme"]))
 
 
-def test_by_hand(make_curve):
+def test_by_hand():
     trials = pd.concat(
         [
             make_curve({1e-3: 2.5, 1e-2: 2.0, 0.1: 2.2, 1.0: 2.5}, seed=0, spikes=1),
@@ -58,7 +57,7 @@ def test_by_hand(make_curve):
     assert lr50 == (fit.median, fit.lo, fit.hi)
 
 
-def test_all_stable_all_unstable_all_errors(make_curve):
+def test_all_stable_all_unstable_all_errors():
     trials = pd.concat(
         [
             make_curve({0.1: 2.0, 1.0: 2.1}, scheme="a"),
@@ -73,20 +72,20 @@ def test_all_stable_all_unstable_all_errors(make_curve):
     np.testing.assert_equal(bounds.loc["c"].to_list(), [0, NAN, NAN, NAN, NAN, NAN])
 
 
-def test_no_trials_is_an_empty_table(make_trials):
+def test_no_trials_is_an_empty_table():
     table = frontier(make_trials([]), 0.25)
     assert table.empty
     assert tuple(table.columns) == FRONTIER_COLUMNS
 
 
-def test_epsilon_of_each_size_is_in_its_row(make_trials):
+def test_epsilon_of_each_size_is_in_its_row():
     table = frontier(make_trials([{"size": "0.2m"}, {"size": "10m"}]), {"0.2m": 0.25, "10m": 0.5})
     assert dict(zip(table["size"], table["epsilon"], strict=True)) == {"0.2m": 0.25, "10m": 0.5}
 
 
 @settings(max_examples=40, deadline=None)
 @given(rows=trial_rows(), random=st.randoms())
-def test_row_order_is_irrelevant(make_trials, rows, random):
+def test_row_order_is_irrelevant(rows, random):
     trials = make_trials(rows)
     order = list(range(len(rows)))
     random.shuffle(order)
@@ -95,7 +94,7 @@ def test_row_order_is_irrelevant(make_trials, rows, random):
 
 @settings(max_examples=40, deadline=None)
 @given(rows=trial_rows(), shift=st.integers(-32, 64))
-def test_a_constant_added_to_every_loss_changes_nothing_but_best_loss(make_trials, rows, shift):
+def test_a_constant_added_to_every_loss_changes_nothing_but_best_loss(rows, shift):
     trials = make_trials(rows)
     by = shift / 64
     shifted = trials.assign(loss_final=trials["loss_final"] + by, loss_init=trials["loss_init"] + by)
@@ -106,7 +105,7 @@ def test_a_constant_added_to_every_loss_changes_nothing_but_best_loss(make_trial
 
 @settings(max_examples=40, deadline=None)
 @given(rows=trial_rows())
-def test_the_bracket_is_a_bracket_of_tested_lrs(make_trials, rows):
+def test_the_bracket_is_a_bracket_of_tested_lrs(rows):
     for row in frontier(make_trials(rows), 0.25).itertuples():
         tested = {r["lr"] for r in rows if r["scheme"] == row.scheme}
         ends = [x for x in (row.max_stable_lr, row.min_unstable_lr) if not math.isnan(x)]

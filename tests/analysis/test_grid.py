@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from lrsweep.analysis import GridAdvice, frontier, outside_grid
+from tests.analysis.tables import make_curve
 
 
 def advise(trials: pd.DataFrame) -> GridAdvice:
@@ -20,7 +21,7 @@ def advise(trials: pd.DataFrame) -> GridAdvice:
         ((0.1,), (0.316, 1.0, 3.16)),
     ],
 )
-def test_above_the_grid_its_spacing_goes_on(make_curve, lrs, more):
+def test_above_the_grid_its_spacing_goes_on(lrs, more):
     advice = advise(make_curve(dict.fromkeys(lrs, 2.0)))
     assert advice.outside == "above"
     assert advice.lrs == pytest.approx(more)
@@ -34,31 +35,31 @@ def test_above_the_grid_its_spacing_goes_on(make_curve, lrs, more):
         ((0.1,), (3.16e-3, 0.01, 0.0316)),
     ],
 )
-def test_below_the_grid_too(make_curve, lrs, more):
+def test_below_the_grid_too(lrs, more):
     advice = advise(make_curve(dict.fromkeys(lrs, "diverged")))
     assert advice.outside == "below"
     assert advice.lrs == pytest.approx(more)
 
 
-def test_a_bracket_is_refined_inside(make_curve):
+def test_a_bracket_is_refined_inside():
     advice = advise(make_curve({0.1: 2.0, 0.8: 3.0}))
     assert advice.outside is None
     assert advice.lrs == pytest.approx((0.2, 0.4))
 
 
-def test_a_bracket_tighter_than_three_digits_has_nothing_inside(make_curve):
+def test_a_bracket_tighter_than_three_digits_has_nothing_inside():
     assert advise(make_curve({0.1: 2.0, 0.1001: 3.0})).lrs == ()
 
 
-def test_an_lr_that_failed_is_not_of_the_grid(make_curve):
+def test_an_lr_that_failed_is_not_of_the_grid():
     assert advise(make_curve({0.1: 2.0, 0.2: 2.0, 3.0: "error"})).lrs == pytest.approx((0.4, 0.8, 1.6))
 
 
-def test_nothing_ran(make_curve):
+def test_nothing_ran():
     advice = advise(make_curve({0.1: "error"}))
     assert (advice.outside, advice.lrs) == (None, ())
 
 
-def test_nothing_learned_asks_for_higher_lrs(make_curve):
+def test_nothing_learned_asks_for_higher_lrs():
     # One LR that stalled, and none above it: too low as far as the sweep can tell.
     assert advise(make_curve({1e-5: "stalled", 1e-4: "stalled"})).outside == "above"

@@ -7,13 +7,14 @@ import pandas as pd
 import pytest
 
 from lrsweep.analysis import brackets, frontier, judge, outside_grid, tolerance
+from tests.analysis.tables import make_trials
 
 CSV = Path(__file__).resolve().parents[3] / "shared" / "curves" / "lr_sweep" / "optimizer_lr_scales.csv"
 pytestmark = pytest.mark.skipif(not CSV.exists(), reason=f"the public curves are not at {CSV}")
 
 
 @pytest.fixture(scope="module")
-def trials(make_trials) -> pd.DataFrame:
+def trials() -> pd.DataFrame:
     """The tuning phase, an optimizer as a scheme; no run of it diverged by its own account."""
     raw = pd.read_csv(CSV).query("phase == 'tune'")
     rows = [

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrsweep.analysis import brackets, frontier, tolerance, voted_tolerance
+from tests.analysis.tables import make_curve, make_trials
 
 NAN = math.nan
 
@@ -17,7 +18,7 @@ def steps(table: pd.DataFrame) -> list[tuple[float, float]]:
     return list(zip(table["epsilon"], table["max_lr"], strict=True))
 
 
-def test_steps_by_hand(make_curve):
+def test_steps_by_hand():
     trials = make_curve({1e-3: 2.75, 1e-2: 2.0, 0.1: 2.25, 0.3: 2.125, 1.0: 2.5, 3.0: "diverged"})
     table = tolerance(trials)
     assert tuple(table.columns) == ("scheme", "body", "size", "seed", "epsilon", "max_lr")
@@ -25,14 +26,12 @@ def test_steps_by_hand(make_curve):
     assert steps(table) == [(0.0, 1e-2), (0.25, 0.3), (0.5, 1.0)]
 
 
-def test_nothing_stable(make_curve):
+def test_nothing_stable():
     np.testing.assert_equal(steps(tolerance(make_curve({0.1: "nonfinite"}))), [(0.0, NAN)])
 
 
-def test_the_vote_of_the_seeds(make_curve):
-    trials = pd.concat(
-        [make_curve({0.1: 2.0, 1.0: 2.0 + e}, seed=i) for i, e in enumerate((0.125, 0.25, 0.5))]
-    )
+def test_the_vote_of_the_seeds():
+    trials = pd.concat([make_curve({0.1: 2.0, 1.0: 2.0 + e}, seed=i) for i, e in enumerate((0.125, 0.25, 0.5))])
     assert steps(voted_tolerance(trials)) == [(0.0, 0.1), (0.25, 1.0)]
 
 
@@ -53,7 +52,7 @@ _rows = st.lists(
 
 @settings(max_examples=40, deadline=None)
 @given(rows=_rows)
-def test_more_epsilon_never_lowers_it(make_trials, rows):
+def test_more_epsilon_never_lowers_it(rows):
     for table in (tolerance(make_trials(rows)).query("seed == 0"), voted_tolerance(make_trials(rows))):
         assert table["epsilon"].is_monotonic_increasing
         max_lr = table["max_lr"].to_numpy()
@@ -62,7 +61,7 @@ def test_more_epsilon_never_lowers_it(make_trials, rows):
 
 @settings(max_examples=40, deadline=None)
 @given(rows=_rows, epsilon=st.integers(0, 256).map(lambda n: n / 100))
-def test_it_is_the_bracket_at_every_epsilon(make_trials, rows, epsilon):
+def test_it_is_the_bracket_at_every_epsilon(rows, epsilon):
     trials = make_trials(rows)
 
     def at(table: pd.DataFrame) -> float:
