@@ -160,42 +160,40 @@ class Engine:
             position += 1
 
     def _prepare(self, probe: Probe) -> None:
-        """Capture the step for ``probe``; the weights it trains on the way are put back."""
-        saved = [p.detach().clone() for p in (*self.model.parameters(), *self.model.buffers())]
-        moments = {p: {k: v.clone() for k, v in s.items()} for p, s in self._optimizer.state.items()}
+        """Capture the step for ``probe`` on the batch at hand; what the steps on the way change is put back."""
+        tensors = [*self._parameters, *self.model.buffers()]
+        saved = [t.detach().clone() for t in tensors]
+        moments = {p: {name: v.clone() for name, v in s.items()} for p, s in self._optimizer.state.items()}
+        graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                self._position.zero_()
+        try:
+            with torch.cuda.stream(stream):
+                for _ in range(3):
+                    self._position.zero_()
+                    self._step(probe)
+            torch.cuda.current_stream().wait_stream(stream)
+            self._position.zero_()
+            with torch.cuda.graph(graph):
                 self._step(probe)
-        torch.cuda.current_stream().wait_stream(stream)
-        self._position.zero_()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._step(probe)
-        self._graphs[probe] = graph
-        with torch.no_grad():
-            for current, old in zip((*self.model.parameters(), *self.model.buffers()), saved, strict=True):
-                current.copy_(old)
-            for parameter, state in self._optimizer.state.items():
-                for name, value in state.items():
-                    old_state = moments.get(parameter)
-                    value.copy_(old_state[name]) if old_state else value.zero_()
+            self._graphs[probe] = graph
+        finally:
+            self._optimizer.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                for tensor, old in zip(tensors, saved, strict=True):
+                    tensor.copy_(old)
+                for parameter, state in self._optimizer.state.items():
+                    for name, value in state.items():
+                        value.copy_(moments[parameter][name]) if parameter in moments else value.zero_()
 
-    def _run_step(self, probe: Probe) -> None:
-        if self._capture and probe not in self._graphs:
-            position = self._position.clone()
+    def _capture_missing(self, probes: Sequence[Probe]) -> None:
+        for probe in sorted(set(probes) - set(self._graphs)):
             try:
                 self._prepare(probe)
             except (RuntimeError, NotImplementedError) as error:
-                warnings.warn(f"step not captured, running it eagerly: {str(error).splitlines()[0]}", stacklevel=2)
+                warnings.warn(f"step not captured, running it eagerly: {str(error).splitlines()[0]}", stacklevel=3)
                 self._capture = False
-            self._position.copy_(position)
-        if self._capture:
-            self._graphs[probe].replay()
-        else:
-            self._step(probe)
+                return
 
     def run(self, batches_RxBxT: NDArray[np.integer], lrs: Sequence[float], probes: Sequence[Probe]) -> Interval:
         """Train ``len(lrs)`` steps, at most ``report_every``, and fetch their statistics in one copy.
@@ -206,12 +204,18 @@ class Engine:
             probes: what to measure at each step.
         """
         n = len(lrs)
+        assert n == len(probes) == len(batches_RxBxT)
         self._batches_RxBxT[:n].copy_(torch.from_numpy(batches_RxBxT.astype(np.int32)))
         self._lrs_R[:n].copy_(torch.tensor(lrs))
+        if self._capture:
+            self._capture_missing(probes)
         self._layers_RxNxS.fill_(torch.nan)
         self._position.zero_()
         for probe in probes:
-            self._run_step(probe)
+            if self._capture:
+                self._graphs[probe].replay()
+            else:
+                self._step(probe)
         return Interval(self._scalars_RxS[:n].cpu().numpy().copy(), self._layers_RxNxS[:n].cpu().numpy().copy())
 
     @torch.no_grad()
