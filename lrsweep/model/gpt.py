@@ -98,8 +98,8 @@ def init_weights(model: GPT, seed: int) -> None:
     gain of σReparam                  σ(W)
     ================================  ==========================================
 
-    Gains are set by the ``start`` of their modules. Each matrix is drawn from a stream of its own, keyed by ``seed`` and
-    its name and made on the CPU: schemes share the initial weights wherever names and shapes agree, on every device.
+    Gains are set by the ``start`` of their modules. Each matrix is drawn from a stream of its own, keyed by ``seed``
+    and its name and made on the CPU: schemes share initial weights wherever names and shapes agree, on every device.
     """
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2:

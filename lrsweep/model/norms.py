@@ -6,12 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lrsweep.probes import at_least_fp32
+
 EPS = 1e-5
-
-
-def at_least_fp32(x: Tensor) -> Tensor:
-    """x as fp32 if it is narrower; float64 stays float64."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class LayerNorm(nn.Module):

@@ -8,7 +8,9 @@ The baseline that every field departs from is the pre-LN block::
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from lrsweep.errors import UserError
 
 NormScope = Literal["none", "head", "full"]
 LinearKind = Literal["plain", "sigma_reparam"]
@@ -58,9 +60,27 @@ class Scheme:
     final_norm: bool = True
     """Norm before the output head."""
 
+    def __post_init__(self) -> None:
+        """UserError if a value is none of those its field knows, or two fields exclude each other."""
+        for field, known in _CHOICES.items():
+            if getattr(self, field) not in known:
+                raise UserError(
+                    f"scheme {self.name!r}: {field} must be one of {', '.join(known)}, got {getattr(self, field)!r}"
+                )
+        if self.logit_cap is not None and self.prob_clip is not None:
+            raise UserError(f"scheme {self.name!r}: logit_cap and prob_clip cannot be combined; leave one out")
+        if self.prob_clip is not None and self.prob_clip[1] > 0:
+            raise UserError(f"scheme {self.name!r}: γ of prob_clip must not be above 0, or masked pairs would leak")
+
     def build_fields(self) -> dict[str, Any]:
         """The fields that decide the numbers: all but the documentation."""
         return {k: v for k, v in asdict(self).items() if k not in _DOCUMENTATION}
 
 
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "qk_norm": get_args(NormScope),
+    "v_norm": get_args(NormScope),
+    "residual": get_args(ResidualKind),
+    "linear": get_args(LinearKind),
+}
 _DOCUMENTATION = ("name", "source", "formula", "claim", "ours")

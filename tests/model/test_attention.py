@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lrsweep.model import GPT, Probe
+from lrsweep.errors import UserError
+from lrsweep.model import Probe
 from lrsweep.model.attention import CappedScore, ClippedScore, PlainScore, rope_tables, rotate
 from lrsweep.schemes import Scheme
 from tests.model.reference import ALL_CASES, SHAPE, build, random_double
@@ -177,6 +178,15 @@ def test_qk_norm_bounds_the_logits_by_the_root_of_the_head_width() -> None:
 
 
 def test_cap_and_clip_at_once_are_refused() -> None:
-    scheme = Scheme(name="both", source="", formula="", logit_cap=50.0, prob_clip=(1.03, -0.03))
-    with pytest.raises(ValueError, match=r"logit_cap and prob_clip"):
-        GPT(scheme, "gpt", SHAPE)
+    with pytest.raises(UserError, match=r"logit_cap and prob_clip"):
+        Scheme(name="both", source="", formula="", logit_cap=50.0, prob_clip=(1.03, -0.03))
+
+
+def test_a_positive_gamma_is_refused_for_it_would_leak_the_future() -> None:
+    with pytest.raises(UserError, match="masked pairs"):
+        Scheme(name="leaky", source="", formula="", prob_clip=(1.03, 0.01))
+
+
+def test_an_unknown_choice_is_named_with_the_known_ones() -> None:
+    with pytest.raises(UserError, match="qk_norm must be one of none, head, full, got 'heads'"):
+        Scheme(name="typo", source="", formula="", qk_norm="heads")  # type: ignore[arg-type]
