@@ -5,15 +5,16 @@ BIN    := $(VENV)/bin
 # A shared machine's pip settings may ask for --user, which a virtual environment refuses.
 PIP    := PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip --quiet
 
-ARCH  ?=
-SIZE  ?=
-BODY  ?=
-LRS   ?=
-SEEDS ?=
-STEPS ?=
-DATA  ?=
-OUT   ?=
-ARGS  ?=
+# Set on the command line only: an OUT or DATA that happens to be in the environment is somebody else's.
+ARCH  :=
+SIZE  :=
+BODY  :=
+LRS   :=
+SEEDS :=
+STEPS :=
+DATA  :=
+OUT   :=
+ARGS  :=
 
 FLAGS = $(if $(ARCH),--arch $(ARCH)) $(if $(SIZE),--size $(SIZE)) $(if $(BODY),--body $(BODY)) \
         $(if $(LRS),--lrs $(LRS)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(STEPS),--steps $(STEPS)) \

@@ -9,9 +9,7 @@ from lrsweep.corpus.cache import Corpus
 from lrsweep.errors import UserError
 
 
-def batch_offsets(
-    n_tokens: int, seq_len: int, batch_size: int, steps: int, data_seed: int
-) -> NDArray[np.int64]:
+def batch_offsets(n_tokens: int, seq_len: int, batch_size: int, steps: int, data_seed: int) -> NDArray[np.int64]:
     """Start positions [steps, batch_size] of training windows ``tokens[start : start + seq_len + 1]``.
 
     Every epoch goes once through all non-overlapping windows, in an order of its own; what an epoch leaves

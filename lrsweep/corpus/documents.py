@@ -79,9 +79,7 @@ def split_documents(documents: Iterable[Document], *, max_bytes: int) -> SplitTe
         if truncated:
             break
     train, heldout = _by_document(kept) if len(kept) >= MIN_DOCUMENTS else _by_slice(_join(kept))
-    return SplitText(
-        train=train, heldout=heldout, n_documents=len(kept), n_dropped=n_dropped, truncated=truncated
-    )
+    return SplitText(train=train, heldout=heldout, n_documents=len(kept), n_dropped=n_dropped, truncated=truncated)
 
 
 def _by_document(documents: list[Document]) -> tuple[bytes, bytes]:

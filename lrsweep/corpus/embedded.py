@@ -51,9 +51,7 @@ def embedded_source(scale: Scale) -> str:
 def _python_files(root: Path, *, prefix: str) -> Iterator[Document]:
     paths = []
     for folder, subfolders, names in os.walk(root):
-        subfolders[:] = [
-            s for s in subfolders if s not in _SKIPPED_FOLDERS and not s.startswith(_BUILD_PREFIXES)
-        ]
+        subfolders[:] = [s for s in subfolders if s not in _SKIPPED_FOLDERS and not s.startswith(_BUILD_PREFIXES)]
         paths += [
             Path(folder, name)
             for name in names

@@ -50,9 +50,7 @@ def load_corpus(
         UserError: the data cannot be read, are not what they seem or too few, or the cache cannot be written.
     """
     if tokenizer != "bytes" and not 257 <= tokenizer <= MAX_VOCAB:
-        raise UserError(
-            f"a BPE has 257 (256 bytes and a separator) to {MAX_VOCAB:,} entries, not {tokenizer}"
-        )
+        raise UserError(f"a BPE has 257 (256 bytes and a separator) to {MAX_VOCAB:,} entries, not {tokenizer}")
     source, key, produce = _plan(data, tokenizer, scale, text_column, max_bytes)
     folder = (cache_dir or default_cache_dir()).absolute() / "corpus" / key
     name = "the embedded text" if data is None else f"--data {data}"
@@ -61,9 +59,7 @@ def load_corpus(
         _check_size(name, len(tokens.train), len(tokens.heldout), min_train_tokens, min_heldout_tokens)
         write_corpus(folder, tokens)
     corpus = open_corpus(folder, source)
-    _check_size(
-        name, len(corpus.train_tokens), len(corpus.heldout_tokens), min_train_tokens, min_heldout_tokens
-    )
+    _check_size(name, len(corpus.train_tokens), len(corpus.heldout_tokens), min_train_tokens, min_heldout_tokens)
     return corpus
 
 
@@ -87,9 +83,7 @@ def _plan(data: str | None, tokenizer: Tokenizer, scale: Scale, text_column: str
     files = list_files(root)
     token_files = [path for path in files if path.suffix == ".bin"]
     if token_files and len(token_files) < len(files):
-        raise UserError(
-            f"--data {root} holds token files and others; name one of them, as in {token_files[0]}"
-        )
+        raise UserError(f"--data {root} holds token files and others; name one of them, as in {token_files[0]}")
     if token_files:
         return _plan_tokens(data, files, max_bytes)
     documents = read_files(root, files, text_column=text_column, max_bytes=max_bytes)

@@ -32,9 +32,7 @@ def list_files(root: Path) -> list[Path]:
             found += [Path(folder, name) for name in names if not name.startswith(".")]
         files = [path for path in found if path.is_file()]
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            f"--data {root} does not exist or is no file; name a file, a folder or hf:NAME"
-        ) from None
+        raise UserError(f"--data {root} does not exist or is no file; name a file, a folder or hf:NAME") from None
     except OSError as error:
         raise unreadable(Path(error.filename or root), error) from None
     if not files:
@@ -77,9 +75,7 @@ def read_hub(spec: str, *, text_column: str) -> Iterator[Document]:
         raise UserError(f'--data hf:{spec} needs the datasets library: pip install "lrsweep[hf]"') from None
     name, config, split, *rest = [*spec.split(":"), "", ""]
     if not name or any(rest):
-        raise UserError(
-            f"--data hf:{spec} is not of the form hf:NAME, hf:NAME:CONFIG or hf:NAME:CONFIG:SPLIT"
-        )
+        raise UserError(f"--data hf:{spec} is not of the form hf:NAME, hf:NAME:CONFIG or hf:NAME:CONFIG:SPLIT")
     try:
         rows = load_dataset(name, config or None, split=split or "train", streaming=True)
         for number, row in enumerate(rows, start=1):
@@ -123,9 +119,7 @@ def _text_or_nothing(path: Path, max_bytes: int) -> bytes:
 
 
 def _not_text(path: Path) -> UserError:
-    return UserError(
-        f"--data {path} is neither UTF-8 text nor .jsonl, .parquet or .bin; convert or decompress it"
-    )
+    return UserError(f"--data {path} is neither UTF-8 text nor .jsonl, .parquet or .bin; convert or decompress it")
 
 
 def _jsonl_rows(path: Path, column: str) -> Iterator[Document]:
@@ -158,9 +152,7 @@ def _parquet_rows(path: Path, column: str) -> Iterator[Document]:
     except PermissionError:
         raise
     except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"--data {path} is cut short or not Parquet ({_first_line(error)}); write it anew"
-        ) from None
+        raise UserError(f"--data {path} is cut short or not Parquet ({_first_line(error)}); write it anew") from None
 
 
 def _document(row: dict[str, Any], column: str, where: str) -> Iterator[Document]:

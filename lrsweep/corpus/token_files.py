@@ -76,17 +76,14 @@ def _layout(path: Path) -> _Layout:
         dtype, start, stated = _MAGIC[int(head[0])], _HEADER_BYTES, int(head[2])
         if size != start + stated * dtype.itemsize:
             found = (size - start) // dtype.itemsize
-            raise UserError(
-                f"--data {path} is damaged: its header says {stated:,} tokens, it holds {found:,}"
-            )
+            raise UserError(f"--data {path} is damaged: its header says {stated:,} tokens, it holds {found:,}")
     else:
         dtype, start = np.dtype(np.uint32 if path.stem.endswith(("u32", "uint32")) else np.uint16), 0
     if size == start:
         raise UserError(f"--data {path} is empty; give a file with token ids")
     if (size - start) % dtype.itemsize:
         raise UserError(
-            f"--data {path} is {size:,} bytes long, not a whole number of {dtype} ids; "
-            "it is cut short or no token file"
+            f"--data {path} is {size:,} bytes long, not a whole number of {dtype} ids; it is cut short or no token file"
         )
     return _Layout(dtype, start, (size - start) // dtype.itemsize)
 

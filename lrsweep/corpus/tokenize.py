@@ -53,12 +53,8 @@ def tokenize(text: SplitText, tokenizer: Tokenizer) -> TokenizedText:
     every document.
     """
     if tokenizer == "bytes":
-        train, heldout = (
-            np.frombuffer(side, np.uint8).astype(np.uint16) for side in (text.train, text.heldout)
-        )
-        return TokenizedText(
-            train=train, heldout=heldout, vocab_size=256, tokenizer="bytes", bytes_per_token=1.0
-        )
+        train, heldout = (np.frombuffer(side, np.uint8).astype(np.uint16) for side in (text.train, text.heldout))
+        return TokenizedText(train=train, heldout=heldout, vocab_size=256, tokenizer="bytes", bytes_per_token=1.0)
     bpe = train_bpe(text.train[:BPE_TRAINING_BYTES], tokenizer)
     train, heldout = (encode_bpe(bpe, side, tokenizer) for side in (text.train, text.heldout))
     return TokenizedText(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
@@ -13,10 +13,19 @@ from rich.table import Table
 from rich.text import Text
 
 from lrsweep.config import TrialSpec
+from lrsweep.store import TrialRow
 from lrsweep.train import Progress
 
 _BARS = "▁▂▃▄▅▆▇█"
-_STYLE = {"stable": "green", "diverged": "red", "nonfinite": "red", "stalled": "yellow", "error": "bold red"}
+_STYLE = {
+    "running": "dim",
+    "stable": "green",
+    "degraded": "yellow",
+    "stalled": "yellow",
+    "diverged": "red",
+    "nonfinite": "red",
+    "error": "bold red",
+}
 _PLAIN_INTERVAL_S = 60.0
 
 
@@ -43,7 +52,7 @@ def duration(seconds: float) -> str:
 
 def eta(done_steps: float, total_steps: float, elapsed_s: float) -> float:
     """Seconds left at the rate so far; inf before anything is done."""
-    return (total_steps - done_steps) / done_steps * elapsed_s if done_steps else math.inf
+    return (total_steps - done_steps) * elapsed_s / done_steps if done_steps > 0 else math.inf
 
 
 class Display:
@@ -52,18 +61,23 @@ class Display:
     Args:
         specs: the trials to be run now.
         n_finished: trials of the plan that were finished before.
+        epsilon: ε of each size in nats, to tell early what the table will call degraded.
         console: where to show it.
     """
 
-    def __init__(self, specs: Sequence[TrialSpec], *, n_finished: int, console: Console) -> None:
+    def __init__(
+        self, specs: Sequence[TrialSpec], *, n_finished: int, epsilon: Mapping[str, float], console: Console
+    ) -> None:
         self._console = console
         self._n_finished = n_finished
         self._n_trials = len(specs) + n_finished
         self._total_steps = sum(spec.train.steps for spec in specs)
         self._running: dict[str, tuple[TrialSpec, list[float], Progress]] = {}
         self._ended: list[tuple[TrialSpec, list[float], Progress]] = []
-        self._started = time.perf_counter()
-        self._last_line = self._started
+        self._epsilon = epsilon
+        self._best: dict[tuple[str, str, str, int], TrialRow] = {}
+        self._first_report: tuple[float, int] | None = None
+        self._last_line = time.perf_counter()
         self._live = Live(
             console=console, get_renderable=self._render, refresh_per_second=4, transient=True
         ) if console.is_terminal else None  # fmt: skip
@@ -85,18 +99,36 @@ class Display:
         # A trial that was started again begins anew.
         losses = [*losses, progress.loss] if progress.step > spec.train.report_every else [progress.loss]
         state = (spec, losses, progress)
+        if self._first_report is None:
+            self._first_report = (time.perf_counter(), progress.step)
         if progress.row is None:
             self._running[spec.trial] = state
         else:
             self._running.pop(spec.trial, None)
             self._ended.append(state)
+            best = self._best.setdefault(_siblings(progress.row), progress.row)
+            if progress.row.loss_final < best.loss_final or math.isnan(best.loss_final):
+                self._best[_siblings(progress.row)] = progress.row
         if not self._live:
             self._print_plain(spec, progress)
 
     def _eta(self) -> float:
+        if self._first_report is None:
+            return math.inf
+        # Counted from the first report on: workers that start and compile say nothing about the rate.
+        since, steps = self._first_report
         running = sum(progress.step for _, _, progress in self._running.values())
         ended = sum(spec.train.steps for spec, _, _ in self._ended)
-        return eta(running + ended, self._total_steps, time.perf_counter() - self._started)
+        return eta(running + ended - steps, self._total_steps - steps, time.perf_counter() - since)
+
+    def _outcome(self, progress: Progress) -> str:
+        """The verdict, or ``degraded`` where a trial ends well above a sibling of lower LR that has ended."""
+        row = progress.row
+        if row is None:
+            return progress.verdict if progress.verdict != "stable" else "running"
+        best = self._best[_siblings(row)]
+        worse = row.loss_final > best.loss_final + self._epsilon[row.size]
+        return "degraded" if row.verdict == "stable" and worse and row.lr > best.lr else row.verdict
 
     def _n_ended(self) -> int:
         return self._n_finished + len(self._ended)
@@ -104,7 +136,9 @@ class Display:
     def _print_plain(self, spec: TrialSpec, progress: Progress) -> None:
         now = time.perf_counter()
         if progress.row is not None:
-            text = f"[{self._n_ended()}/{self._n_trials}] {spec.label}: {_outcome(progress)}"
+            text = (
+                f"[{self._n_ended()}/{self._n_trials}] {spec.label}: {_in_words(progress.row, self._outcome(progress))}"
+            )
         elif now - self._last_line > _PLAIN_INTERVAL_S:
             text = f"[{self._n_ended()}/{self._n_trials}] {len(self._running)} trials running"
         else:
@@ -121,9 +155,8 @@ class Display:
         running = list(self._running.values())
         for spec, losses, progress in [*self._ended[-max(0, room - len(running)) :], *running][-room:]:
             row = progress.row
-            verdict = Text(progress.verdict, style=_STYLE[progress.verdict])
-            if row is None and progress.verdict == "stable":
-                verdict = Text("running", style="dim")
+            outcome = self._outcome(progress)
+            verdict = Text(outcome, style=_STYLE[outcome])
             loss = row.loss_final if row is not None and math.isfinite(row.loss_final) else progress.loss
             table.add_row(
                 spec.scheme.name,
@@ -139,9 +172,11 @@ class Display:
         return Group(table, Text(footer, style="bold"))
 
 
-def _outcome(progress: Progress) -> str:
-    row = progress.row
-    assert row is not None
-    if row.verdict == "stable":
-        return f"stable, held-out loss {row.loss_final:.3f} ({duration(row.wall_s)})"
-    return f"{row.verdict} at step {row.steps}: {row.reason}"
+def _siblings(row: TrialRow) -> tuple[str, str, str, int]:
+    return row.scheme, row.body, row.size, row.seed
+
+
+def _in_words(row: TrialRow, outcome: str) -> str:
+    if outcome in ("stable", "degraded"):
+        return f"{outcome}, held-out loss {row.loss_final:.3f} ({duration(row.wall_s)})"
+    return f"{outcome} at step {row.steps}: {row.reason}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,10 +71,14 @@ def git_sha() -> str | None:
     return sha + ("+" if changed else "")
 
 
+def program() -> str:
+    """How to call lrsweep here: by its name, or by the path it was started with if the shell would not find it."""
+    by_path = Path(sys.argv[0]).name == "lrsweep" and shutil.which("lrsweep") is None
+    return sys.argv[0] if by_path else "lrsweep"
+
+
 def command_line() -> str:
     """The command that started this process, as a user would type it."""
-    import shlex
-
     return shlex.join(["lrsweep", *sys.argv[1:]])
 
 

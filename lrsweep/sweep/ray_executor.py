@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import tempfile
 from collections.abc import Sequence
 
@@ -63,6 +64,7 @@ def run_ray(
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     cpus = None if address else (jobs if device == "cpu" else max(jobs * _n_gpus(), os.cpu_count() or 1))
+    on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=address or "local",
@@ -75,6 +77,8 @@ def run_ray(
     except ConnectionError as error:
         raise UserError(f"--ray-address {address}: {str(error).splitlines()[0]}") from None
     try:
+        # Ray's core has put a handler of its own in place, which aborts.
+        signal.signal(signal.SIGTERM, on_terminate)
         with tempfile.TemporaryDirectory(prefix="lrsweep-ray-") as storage:
             resources = {"cpu": 1.0} if device == "cpu" else {"cpu": 1.0, "gpu": 1 / jobs}
             trainable = tune.with_parameters(Actor, specs=by_id, corpora=corpora, root=store.root)

@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 from lrsweep.corpus import batch_offsets, heldout_windows, load_corpus
 from lrsweep.errors import UserError
 
-shapes = st.tuples(
-    st.integers(1, 9), st.integers(1, 6), st.integers(0, 40), st.integers(0, 20), st.integers(0, 2**40)
-)
+shapes = st.tuples(st.integers(1, 9), st.integers(1, 6), st.integers(0, 40), st.integers(0, 20), st.integers(0, 2**40))
 
 
 def n_tokens_for(n_windows: int, seq_len: int, extra: int) -> int:
@@ -43,9 +41,7 @@ def test_every_window_once_an_epoch(shape: tuple[int, int, int, int, int], extra
 
 
 @given(shapes, st.integers(0, 30))
-def test_a_longer_run_begins_with_the_same_batches(
-    shape: tuple[int, int, int, int, int], more_steps: int
-) -> None:
+def test_a_longer_run_begins_with_the_same_batches(shape: tuple[int, int, int, int, int], more_steps: int) -> None:
     seq_len, batch_size, steps, more_windows, seed = shape
     n_tokens = n_tokens_for(batch_size + more_windows, seq_len, 0)
     short = batch_offsets(n_tokens, seq_len, batch_size, steps, seed)
@@ -84,9 +80,7 @@ def test_too_few_windows_for_a_batch() -> None:
 
 @pytest.mark.parametrize(("seq_len", "n_tokens"), [(7, 100), (10, 95), (64, 10**9), (1, 1)])
 def test_heldout_windows_are_fixed_and_even(tmp_path: Path, seq_len: int, n_tokens: int) -> None:
-    (tmp_path / "text.txt").write_bytes(
-        np.random.default_rng(0).integers(97, 123, 40_000, np.uint8).tobytes()
-    )
+    (tmp_path / "text.txt").write_bytes(np.random.default_rng(0).integers(97, 123, 40_000, np.uint8).tobytes())
     corpus = load_corpus(str(tmp_path / "text.txt"), cache_dir=tmp_path / "cache")
     windows = heldout_windows(corpus, seq_len, n_tokens)
     there = (len(corpus.heldout_tokens) - 1) // seq_len

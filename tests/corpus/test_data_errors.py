@@ -194,9 +194,7 @@ def test_permissions(name: str, tmp_path: Path) -> None:
     if os.access(path, os.R_OK):
         pytest.skip("this user may read everything")
     try:
-        with pytest.raises(
-            UserError, match=rf"^--data {re.escape(str(path))} cannot be read: Permission denied"
-        ):
+        with pytest.raises(UserError, match=rf"^--data {re.escape(str(path))} cannot be read: Permission denied"):
             load_corpus(str(path), cache_dir=tmp_path / "cache")
     finally:
         path.chmod(0o700)

@@ -56,9 +56,7 @@ def test_files_are_held_out_by_the_hash_of_their_path() -> None:
 def test_a_file_keeps_its_side_while_others_come_and_go() -> None:
     paths = [f"{i}.txt" for i in range(1000)]
     whole = set(sides(split_documents((file_document(p, p.encode()) for p in paths), max_bytes=PLENTY))[1])
-    half = set(
-        sides(split_documents((file_document(p, p.encode()) for p in paths[::2]), max_bytes=PLENTY))[1]
-    )
+    half = set(sides(split_documents((file_document(p, p.encode()) for p in paths[::2]), max_bytes=PLENTY))[1])
     assert half == whole & {p.encode() for p in paths[::2]}
 
 
@@ -96,7 +94,5 @@ def test_no_more_than_max_bytes_and_no_broken_character() -> None:
 
 
 def test_empty_documents_are_dropped() -> None:
-    split = split_documents(
-        [row_document(b""), row_document(b"x" * 100), row_document(b"")], max_bytes=PLENTY
-    )
+    split = split_documents([row_document(b""), row_document(b"x" * 100), row_document(b"")], max_bytes=PLENTY)
     assert (split.n_documents, split.n_dropped) == (1, 2)

@@ -28,9 +28,7 @@ def test_large_adds_packages() -> None:
     small = {d.rank for d in embedded_documents("small")}
     large = {d.rank for d in embedded_documents("large")}
     assert small < large
-    assert {
-        rank(p) for p in ("torch/nn/functional.py", "ray/tune/tuner.py", "pandas/core/frame.py")
-    } <= large - small
+    assert {rank(p) for p in ("torch/nn/functional.py", "ray/tune/tuner.py", "pandas/core/frame.py")} <= large - small
     assert rank("torch/version.py") not in large
     assert all(f"{package} " in embedded_source("large") for package in LARGE_PACKAGES)
 
@@ -38,8 +36,7 @@ def test_large_adds_packages() -> None:
 def test_training_and_heldout_text_share_no_file(tmp_path: Path) -> None:
     corpus = load_corpus(None, cache_dir=tmp_path)
     train, heldout = (
-        set(side.astype("uint8").tobytes().split(b"\0")[:-1])
-        for side in (corpus.train_tokens, corpus.heldout_tokens)
+        set(side.astype("uint8").tobytes().split(b"\0")[:-1]) for side in (corpus.train_tokens, corpus.heldout_tokens)
     )
     texts = {d.text for d in embedded_documents("small")} - {b""}
     assert not train & heldout

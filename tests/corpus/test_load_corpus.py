@@ -81,8 +81,7 @@ def test_text_file_is_the_same_text_in_slices(tmp_path: Path) -> None:
     path.write_text("\ufeff" + "".join(ROWS), encoding="utf-8")
     corpus = load(path, tmp_path)
     train, heldout = (
-        side.astype(np.uint8).tobytes().split(b"\0")[:-1]
-        for side in (corpus.train_tokens, corpus.heldout_tokens)
+        side.astype(np.uint8).tobytes().split(b"\0")[:-1] for side in (corpus.train_tokens, corpus.heldout_tokens)
     )
     pieces = [piece for pair in zip(train, [*heldout, b""], strict=True) for piece in pair]
     assert b"".join(pieces).decode() == "".join(ROWS)
@@ -148,9 +147,7 @@ def test_large_vocabulary_is_uint32(tmp_path: Path) -> None:
 def test_bpe_corpus(tmp_path: Path) -> None:
     corpus = load(write_jsonl(tmp_path / "rows.jsonl", ROWS), tmp_path, tokenizer=400)
     assert (corpus.vocab_size, corpus.tokenizer) == (400, "bpe-400")
-    n_separators = np.count_nonzero(corpus.train_tokens == 399) + np.count_nonzero(
-        corpus.heldout_tokens == 399
-    )
+    n_separators = np.count_nonzero(corpus.train_tokens == 399) + np.count_nonzero(corpus.heldout_tokens == 399)
     assert n_separators == len(ROWS)
     assert corpus.bytes_per_token > 1.5
     assert (corpus.folder / "tokenizer.json").exists()
@@ -183,9 +180,7 @@ def hub_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "hub"
     folder.mkdir()
     datasets.Dataset.from_dict({"text": ROWS, "url": ["-"] * len(ROWS)}).to_parquet(folder / "train.parquet")
-    datasets.Dataset.from_dict({"text": ROWS[:30], "url": ["-"] * 30}).to_parquet(
-        folder / "validation.parquet"
-    )
+    datasets.Dataset.from_dict({"text": ROWS[:30], "url": ["-"] * 30}).to_parquet(folder / "validation.parquet")
     return folder
 
 
@@ -278,9 +273,7 @@ from pathlib import Path
 from lrsweep.corpus import load_corpus
 print(load_corpus({str(path)!r}, tokenizer=500, cache_dir=Path({str(tmp_path / "cache")!r})).data_hash)
 """
-    running = [
-        subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(3)
-    ]
+    running = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(3)]
     hashes = {process.communicate()[0] for process in running}
     assert [process.returncode for process in running] == [0, 0, 0]
     assert len(hashes) == 1
@@ -299,9 +292,7 @@ def test_damaged_cache_names_the_folder(tmp_path: Path) -> None:
     corpus = load(write_jsonl(tmp_path / "rows.jsonl", ROWS), tmp_path)
     whole = (corpus.folder / "train.npy").read_bytes()
     (corpus.folder / "train.npy").write_bytes(whole[:-100])
-    with pytest.raises(
-        UserError, match=rf"cached corpus {corpus.folder} cannot be read .* delete that folder"
-    ):
+    with pytest.raises(UserError, match=rf"cached corpus {corpus.folder} cannot be read .* delete that folder"):
         load(tmp_path / "rows.jsonl", tmp_path)
     with pytest.raises(UserError, match="LRSWEEP_CACHE"):
         open_corpus(tmp_path / "nowhere", "text")

@@ -22,9 +22,7 @@ texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
 
 
 def split(train: str, heldout: str) -> SplitText:
-    return SplitText(
-        train=train.encode(), heldout=heldout.encode(), n_documents=2, n_dropped=0, truncated=False
-    )
+    return SplitText(train=train.encode(), heldout=heldout.encode(), n_documents=2, n_dropped=0, truncated=False)
 
 
 @given(texts, texts)
@@ -126,6 +124,4 @@ def test_entropy_of_known_distributions() -> None:
 def test_entropy_is_the_mean_surprise(ids: list[int]) -> None:
     counts = Counter(ids)
     surprise = [-math.log(counts[i] / len(ids)) for i in ids]
-    assert unigram_entropy(np.array(ids, np.uint32), 300) == pytest.approx(
-        math.fsum(surprise) / len(ids), abs=1e-12
-    )
+    assert unigram_entropy(np.array(ids, np.uint32), 300) == pytest.approx(math.fsum(surprise) / len(ids), abs=1e-12)

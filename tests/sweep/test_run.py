@@ -19,7 +19,7 @@ from lrsweep.store import TRIAL_COLUMNS, ResultStore
 from tests.commands import QUICK, command, lrsweep
 
 GRID = ("--arch", "preln", "qknorm", "--lrs", "1e-3", "1e-2", "1e6", "--seeds", "1", "--device", "cpu")
-LONG = ("--steps", "60", "--batch-size", "4")
+LONG = ("--steps", "100", "--batch-size", "2")
 UNTIMED = [c for c in TRIAL_COLUMNS if c != "wall_s"]
 
 
@@ -67,7 +67,8 @@ def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     yield process
     process.kill()
     process.wait()
-    wait_for(lambda: ray_processes() <= before)
+    # After kill -9 of the driver two of Ray's agents notice within half a minute that they are alone.
+    wait_for(lambda: ray_processes() <= before, seconds=120)
 
 
 def finish_and_compare(folder: Path, undisturbed: Path) -> None:
@@ -104,28 +105,28 @@ def test_records_hold_every_step_and_layer(undisturbed: Path) -> None:
     trials = store.trials().set_index(["scheme", "lr"])
     trial = trials.loc[("preln", 1e-3), "trial"]
     steps, layers = store.steps(trial), store.layers(trial)
-    assert steps["step"].tolist() == list(range(1, 61))
-    assert steps["tokens"].tolist() == [4 * 128 * i for i in range(1, 61)]
+    assert steps["step"].tolist() == list(range(1, 101))
+    assert steps["tokens"].tolist() == [2 * 128 * i for i in range(1, 101)]
     assert steps["lr"].max() == 1e-3
     assert np.isfinite(steps[["loss", "grad_norm", "update_norm", "log_z", "logit_max"]].to_numpy()).all()
     assert not steps["skipped"].any()
     per_step = {(s, t) for s in ("qkv", "proj", "fc1", "fc2") for t in ("l2_rms", "l2_max")}
     per_step |= {("attn", "logit_max"), ("attn", "logit_rms")}
     assert set(zip(layers["site"], layers["stat"], strict=True)) == per_step
-    assert len(layers) == 60 * 4 * len(per_step)
+    assert len(layers) == 100 * 4 * len(per_step)
     maxima = layers[(layers["site"] == "attn") & (layers["stat"] == "logit_max")].groupby("step")["value"].max()
     np.testing.assert_array_equal(maxima.to_numpy(), steps["logit_max"].to_numpy(dtype=np.float32))
     row = trials.loc[("preln", 1e-3)]
     assert row["logit_max"] == steps["logit_max"].max()
     assert row["loss_init"] == pytest.approx(np.log(256), rel=0.02)
     assert row["loss_final"] < row["loss_init"]
-    assert row["steps"] == 60
+    assert row["steps"] == 100
 
 
 def test_divergence_is_a_result_and_ends_the_trial_early(undisturbed: Path) -> None:
     hot = ResultStore(undisturbed).trials().query("lr == 1e6")
     assert set(hot["verdict"]) <= {"diverged", "nonfinite"}
-    assert (hot["steps"] < 60).all()
+    assert (hot["steps"] < 100).all()
     assert hot["loss_final"].isna().all()
     assert (hot["reason"].str.len() > 0).all()
 
@@ -135,7 +136,7 @@ def test_manifest_says_what_was_run(undisturbed: Path) -> None:
     assert manifest["command"].startswith("lrsweep sweep --arch preln qknorm")
     assert manifest["config"]["arch"] == ["preln", "qknorm"]
     assert manifest["sizes"]["0.2m"]["lrs"] == [1e-3, 1e-2, 1e6]
-    assert manifest["sizes"]["0.2m"]["train"]["steps"] == 60
+    assert manifest["sizes"]["0.2m"]["train"]["steps"] == 100
     assert manifest["hardware"]["cores"] == os.cpu_count()
     assert manifest["versions"]["torch"]
     assert manifest["started"] <= manifest["finished"]
@@ -163,16 +164,14 @@ def test_output_without_a_terminal_is_one_plain_line_a_trial(tmp_path: Path) -> 
 def test_kill_9_of_the_driver_then_the_same_command(
     running: subprocess.Popen[str], undisturbed: Path, tmp_path: Path
 ) -> None:
-    before = psutil.Process(running.pid).children(recursive=True)
     os.kill(running.pid, signal.SIGKILL)
     running.wait()
-    # Ray ends with its driver, and must before the next one starts.
-    psutil.wait_procs(before, timeout=60)
     finish_and_compare(tmp_path, undisturbed)
 
 
 def test_kill_9_of_a_worker_is_made_good(running: subprocess.Popen[str], undisturbed: Path, tmp_path: Path) -> None:
-    workers = [p for p in psutil.Process(running.pid).children(recursive=True) if p.name().startswith("ray::Actor")]
+    family = psutil.Process(running.pid).children(recursive=True)
+    workers = [p for p in family if " ".join(p.cmdline()).endswith("Trainable.train")]
     assert workers
     workers[0].kill()
     out, _ = running.communicate(timeout=120)
