@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,14 @@ def hardware() -> dict[str, Any]:
     }
 
 
+def gpu_names() -> str:
+    """``NVIDIA H200``, ``2 × NVIDIA H200``."""
+    import torch
+
+    names = Counter(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    return ", ".join(name if n == 1 else f"{n} × {name}" for name, n in names.items())
+
+
 def _cpu_model() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -57,17 +66,14 @@ def git_sha() -> str | None:
 
     Where there is no history, as in a container, ``$LRSWEEP_COMMIT``; None without either.
     """
-    root = Path(lrsweep.__file__).parent.parent
-    if not (root / ".git").exists():
-        return os.environ.get("LRSWEEP_COMMIT")
-    git = ["git", "-C", str(root)]
+    git = ["git", "-C", str(Path(lrsweep.__file__).parent.parent)]
     try:
         sha = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         changed = subprocess.run(
             [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True
         ).stdout
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return os.environ.get("LRSWEEP_COMMIT")
     return sha + ("+" if changed else "")
 
 

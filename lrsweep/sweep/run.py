@@ -22,7 +22,7 @@ from lrsweep.errors import UserError
 from lrsweep.report import Report, write_report
 from lrsweep.store import SCHEMA_VERSION, ResultStore
 from lrsweep.sweep.display import Display, duration
-from lrsweep.sweep.machine import check_memory, command_line, git_sha, hardware, program, versions
+from lrsweep.sweep.machine import check_memory, command_line, git_sha, gpu_names, hardware, program, versions
 from lrsweep.sweep.plan import Plan
 
 _STARTUP_S = {"cpu": 12.0, "cuda": 45.0}
@@ -202,8 +202,8 @@ def announce(plan: Plan, todo: Sequence[TrialSpec], jobs: int, console: Console)
             f"{train.precision}",
         )
         say("text", f"{corpus.source}; {len(corpus.train_tokens):,} tokens ({corpus.tokenizer})")
-    where = "CPU" if plan.device == "cpu" else "GPU"
-    say("machine", f"{where}, {jobs} trial{'s' if jobs > 1 else ''} at a time")
+    at_a_time = f"{jobs} trial{'s' if jobs > 1 else ''} at a time"
+    say("machine", f"CPU, {at_a_time}" if plan.device == "cpu" else f"{gpu_names()}, {at_a_time} on each")
     say("results", str(relative(plan.out)))
     if n_done:
         say("resume", f"{n_done} of {len(plan.specs)} trials are finished and not run again")

@@ -94,6 +94,8 @@ class Engine:
             # A process that sweeps many schemes would pass dynamo's limit of compilations of one function; graphs
             # captured before stay valid.
             torch.compiler.reset()
+            # What autocast leaves in fp32 (logits under a cap, σReparam's power iteration) is left there on purpose.
+            warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
             for block in self.model.blocks:
                 block.compile()
             self._loss = torch.compile(self.model.loss)
