@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -29,7 +30,7 @@ from lrsweep.train import Engine, EngineKey
 from lrsweep.train.trial import CPU_THREADS
 
 _EVERY = 5
-_STEPS = 10
+_STEPS = 5
 _VARIANTS: dict[str, list[Probe]] = {
     "off": [Probe.OFF] * _STEPS,
     "norms": [Probe.NORMS] * _STEPS,
@@ -69,10 +70,13 @@ def time_scheme(arch: str, body: str, size: str, device: str, *, rounds: int) ->
     tokens = rng.integers(0, preset.shape.vocab_size, (_STEPS, train.batch_size, preset.shape.seq_len + 1))
     lrs = [1e-3] * _STEPS
 
+    # On a CPU a trial is one thread, and its own processor time does not count what others do with the core.
+    clock = time.process_time if device == "cpu" else time.perf_counter
+
     def timed(probes: Sequence[Probe]) -> float:
-        started = time.perf_counter()
+        started = clock()
         engine.run(tokens[: len(probes)], lrs[: len(probes)], probes)
-        return time.perf_counter() - started
+        return clock() - started
 
     began = time.perf_counter()
     engine = Engine(key)
@@ -83,7 +87,8 @@ def time_scheme(arch: str, body: str, size: str, device: str, *, rounds: int) ->
         timed(probes)
     names = list(_VARIANTS)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for i in track(range(rounds), description=f"{arch} {size}", transient=True):
+    quiet = not sys.stdout.isatty()
+    for i in track(range(rounds), description=f"{arch} {size}", transient=True, disable=quiet):
         for name in names[i % len(names) :] + names[: i % len(names)]:
             seconds[name].append(timed(_VARIANTS[name]))
     ratios = {n: [a / b for a, b in zip(seconds[n], seconds["off"], strict=True)] for n in names if n != "off"}

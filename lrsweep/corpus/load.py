@@ -128,5 +128,5 @@ def _check_size(name: str, n_train: int, n_heldout: int, min_train: int, min_hel
     if n_heldout < min_heldout:
         raise UserError(
             f"{name} has {n_heldout:,} held-out tokens (about 4% of the text), {min_heldout:,} are needed; "
-            "give more text with --data, or lower --heldout-tokens"
+            "give more text with --data"
         )

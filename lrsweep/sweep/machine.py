@@ -41,7 +41,7 @@ def hardware() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpus": gpus,
-        "platform": platform.platform(),
+        "platform": f"{platform.system()}-{platform.machine()}",
     }
 
 
