@@ -1,0 +1,85 @@
+"""Trials one after another in one process, and faults of the program."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lrsweep.config import SweepConfig
+from lrsweep.errors import UserError
+from lrsweep.store import ResultStore
+from lrsweep.sweep.local import TrialRunner
+from lrsweep.sweep.machine import check_memory, memory_needed
+from lrsweep.sweep.plan import Plan, make_plan
+from lrsweep.sweep.run import command_for, remaining
+from lrsweep.train import run_trial
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    config = SweepConfig(
+        arch=("preln", "qknorm"),
+        lrs=(1e-3, 1e-2),
+        seeds=1,
+        steps=25,
+        batch_size=2,
+        device="cpu",
+        out=str(tmp_path / "o"),
+    )
+    return make_plan(config)
+
+
+def test_a_trial_does_not_depend_on_what_its_worker_ran_before(plan: Plan, tmp_path: Path) -> None:
+    """A second trial in a warm engine gives bitwise the row of the same trial alone."""
+    runner = TrialRunner(plan.corpora, ResultStore(tmp_path / "a"))
+    warm = {spec.trial: list(runner.run(spec))[-1].row for spec in plan.specs}
+    for spec in plan.specs:
+        alone = list(run_trial(spec, plan.corpora[spec.size]))[-1].row
+        found = warm[spec.trial]
+        assert found is not None
+        assert alone is not None
+        assert replace(found, wall_s=0.0) == replace(alone, wall_s=0.0)
+
+
+def test_progress_is_reported_once_an_interval(plan: Plan) -> None:
+    spec = plan.specs[0]
+    reports = list(run_trial(spec, plan.corpora[spec.size]))
+    assert [r.step for r in reports] == [20, 25]
+    assert [r.row is None for r in reports] == [True, False]
+
+
+def test_a_fault_of_the_program_is_recorded_and_run_again_next_time(plan: Plan, tmp_path: Path) -> None:
+    store = ResultStore(tmp_path / "a")
+    broken = TrialRunner({}, store)  # no corpus: a KeyError in mid-trial
+    *_, last = broken.run(plan.specs[0])
+    assert last.row is not None
+    assert last.row.verdict == "error"
+    assert last.row.reason == "KeyError: '0.2m'"
+    assert math.isnan(last.row.loss_final)
+    assert store.rows()[plan.specs[0].trial] == last.row or math.isnan(last.row.loss_init)
+    assert remaining(plan, store) == list(plan.specs)
+    list(TrialRunner(plan.corpora, store).run(plan.specs[0]))
+    assert remaining(plan, store) == list(plan.specs[1:])
+
+
+def test_memory_grows_with_what_takes_it(plan: Plan) -> None:
+    spec = plan.specs[0]
+    base = memory_needed(spec)
+    assert memory_needed(replace(spec, train=replace(spec.train, batch_size=20))) > base
+    assert memory_needed(replace(spec, shape=replace(spec.shape, vocab_size=5000))) > base
+    n_params = 229_952
+    assert base > 24 * n_params
+    huge = replace(spec, train=replace(spec.train, batch_size=10**8))
+    with pytest.raises(
+        UserError, match=r"--size 0\.2m: 1 trial\(s\) at a time need about .* lower --jobs or --batch-size"
+    ):
+        check_memory(huge, 1)
+    check_memory(spec, 1)
+
+
+def test_command_for_round_trips_what_differs_from_the_defaults() -> None:
+    config = SweepConfig(arch=("preln", "qknorm"), lrs=(1e-3, 0.3), seeds=2, local=True, out="a b")
+    assert command_for(config) == "lrsweep sweep --arch preln qknorm --lrs 0.001 0.3 --seeds 2 --out 'a b' --local"
