@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -113,3 +114,13 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_the_readmes_table_is_the_reference_sweeps() -> None:
     table = (ROOT / "results" / "reference" / "rybakov-three-10m" / "frontier.md").read_text(encoding="utf-8")
     assert table.strip() in README
+
+
+def test_the_notebook_runs_without_lrsweep(tmp_path: Path) -> None:
+    cells = json.loads((ROOT / "notebooks" / "tour.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    assert "lrsweep" not in code
+    script = tmp_path / "tour.py"
+    script.write_text(code, encoding="utf-8")
+    environment = {**os.environ, "MPLBACKEND": "agg"}
+    subprocess.run([sys.executable, script], cwd=ROOT, env=environment, check=True, timeout=120, capture_output=True)
