@@ -162,7 +162,8 @@ def _sweep(command: Sweep, argv: Sequence[str]) -> int:
     config = _settings(command, argv)
     console = Console(soft_wrap=not sys.stdout.isatty())
     try:
-        plan = make_plan(config)
+        with console.status("reading the text"):
+            plan = make_plan(config)
         report = run_sweep(plan, console)
     except KeyboardInterrupt:
         console.print("\ninterrupted; finished trials are kept, the same command goes on:")

@@ -231,7 +231,8 @@ def run_sweep(plan: Plan, console: Console) -> Report | None:
         check_memory(spec, jobs)
     announce(plan, todo, jobs, console)
     if todo:
-        seconds = estimate_seconds(todo, jobs)
+        with console.status("timing a few steps"):
+            seconds = estimate_seconds(todo, jobs)
         console.print(f"    time  about {duration(seconds)}", highlight=False)
     if plan.config.dry_run:
         return None
@@ -244,7 +245,8 @@ def run_sweep(plan: Plan, console: Console) -> Report | None:
             with Display(todo, n_finished=n_finished, epsilon=plan.epsilon, console=console) as display:
                 _execute(plan, todo, store, display, jobs)
         _write_manifest(plan, store, started=started, finished=_now(), jobs=jobs)
-        return write_report(store, epsilon=_all_epsilons(store) | plan.epsilon)
+        with console.status("drawing tables and figures"):
+            return write_report(store, epsilon=_all_epsilons(store) | plan.epsilon)
 
 
 def _all_epsilons(store: ResultStore) -> dict[str, float]:

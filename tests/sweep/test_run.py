@@ -23,16 +23,6 @@ LONG = ("--steps", "100", "--batch-size", "2")
 UNTIMED = [c for c in TRIAL_COLUMNS if c != "wall_s"]
 
 
-def ray_processes() -> set[int]:
-    """Processes of any Ray on this machine."""
-    found = set()
-    for process in psutil.process_iter(["name", "cmdline"]):
-        words = " ".join(process.info["cmdline"] or [])
-        if "raylet" in words or "gcs_server" in words or (process.info["name"] or "").startswith("ray::"):
-            found.add(process.pid)
-    return found
-
-
 def wait_for(condition: Callable[[], bool], *, seconds: float = 60) -> None:
     """Return once ``condition`` holds; fail after ``seconds``."""
     end = time.monotonic() + seconds
@@ -58,17 +48,18 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """The same sweep, under way: at least one trial finished, at least one not."""
-    before = ray_processes()
     process = subprocess.Popen(
         command("sweep", *GRID, *LONG, "--out", "out", "--jobs", "1"),
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
     wait_for(lambda: len(whole_trials(tmp_path / "out")) >= 1)
+    family = psutil.Process(process.pid).children(recursive=True)
     yield process
     process.kill()
     process.wait()
     # After kill -9 of the driver two of Ray's agents notice within half a minute that they are alone.
-    wait_for(lambda: ray_processes() <= before, seconds=120)
+    _, alive = psutil.wait_procs(family, timeout=120)
+    assert not alive
 
 
 def finish_and_compare(folder: Path, undisturbed: Path) -> None:
