@@ -11,14 +11,8 @@ from typing import Annotated, Any, NoReturn
 import tyro
 
 import lrsweep
-from lrsweep.config import SweepConfig, read_config_file
-from lrsweep.errors import UserError
-
-DONE, USAGE, TRIAL_ERRORS, OUTSIDE_GRID, INTERRUPTED = 0, 2, 3, 4, 130
-
-
-def _shown(metavar: str) -> Any:
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+from lrsweep.config import SweepConfig, read_config_file, shown
+from lrsweep.errors import DONE, INTERRUPTED, USAGE, UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +23,7 @@ class Sweep(SweepConfig):
     grid, 130 when interrupted. The same command goes on with an interrupted sweep.
     """
 
-    config: Annotated[Path | None, _shown("FILE.toml")] = None
+    config: Annotated[Path | None, shown("FILE.toml")] = None
     """File of settings; flags go over it."""
 
 
@@ -37,11 +31,11 @@ class Sweep(SweepConfig):
 class Train(SweepConfig):
     """Train one trial in this process: one scheme, one learning rate."""
 
-    config: Annotated[Path | None, _shown("FILE.toml")] = None
+    config: Annotated[Path | None, shown("FILE.toml")] = None
     """File of settings; flags go over it."""
-    lr: Annotated[float | None, _shown("X")] = None
+    lr: Annotated[float | None, shown("X")] = None
     """Peak learning rate."""
-    seed: Annotated[int, _shown("N")] = 0
+    seed: Annotated[int, shown("N")] = 0
     """Seed of the initial weights."""
 
 
@@ -49,9 +43,9 @@ class Train(SweepConfig):
 class ReportCommand:
     """Make tables, figures and the page of a result folder anew."""
 
-    folder: Annotated[Path, tyro.conf.Positional, _shown("FOLDER")]
+    folder: Annotated[Path, tyro.conf.Positional, shown("FOLDER")]
     """Result folder of a sweep."""
-    epsilon: Annotated[float | None, _shown("X")] = None
+    epsilon: Annotated[float | None, shown("X")] = None
     """Nats above the best sibling from which a final loss counts as degraded; default: the sweep's."""
 
 
@@ -59,7 +53,7 @@ class ReportCommand:
 class Schemes:
     """List the schemes, or show one."""
 
-    name: Annotated[str | None, tyro.conf.Positional, _shown("[NAME]")] = None
+    name: Annotated[str | None, tyro.conf.Positional, shown("[NAME]")] = None
     """Scheme to show."""
 
 
@@ -72,15 +66,15 @@ class Doctor:
 class Bench:
     """Measure the step and the cost of the probes, as ratios of paired runs."""
 
-    arch: Annotated[tuple[str, ...], _shown("NAME [NAME ...]")] = ("preln", "qknorm_cap")
+    arch: Annotated[tuple[str, ...], shown("NAME [NAME ...]")] = ("preln", "qknorm_cap")
     """Schemes to time."""
-    body: Annotated[str, _shown("NAME")] = "gpt"
+    body: Annotated[str, shown("NAME")] = "gpt"
     """Transformer body."""
-    size: Annotated[str | None, _shown("NAME")] = None
+    size: Annotated[str | None, shown("NAME")] = None
     """Size preset; default 0.2m on a CPU, 10m on a GPU."""
-    rounds: Annotated[int, _shown("N")] = 60
+    rounds: Annotated[int, shown("N")] = 60
     """Paired rounds; each runs every variant once."""
-    out: Annotated[Path | None, _shown("FILE.json")] = None
+    out: Annotated[Path | None, shown("FILE.json")] = None
     """Where to save the figures, with hardware and versions."""
 
 
@@ -158,6 +152,7 @@ def _sweep(command: Sweep, argv: Sequence[str]) -> int:
 
     from lrsweep.sweep import make_plan, run_sweep
     from lrsweep.sweep.closing import print_outcome
+    from lrsweep.sweep.run import command_for
 
     config = _settings(command, argv)
     console = Console(soft_wrap=not sys.stdout.isatty())
@@ -167,18 +162,11 @@ def _sweep(command: Sweep, argv: Sequence[str]) -> int:
         report = run_sweep(plan, console)
     except KeyboardInterrupt:
         console.print("\ninterrupted; finished trials are kept, the same command goes on:")
-        console.print(f"  {plan_command(config)}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"  {command_for(config)}", highlight=False, markup=False, soft_wrap=True)
         return INTERRUPTED
     if report is None:
         return DONE
     return print_outcome(plan, report, console)
-
-
-def plan_command(config: SweepConfig) -> str:
-    """The command that asks for ``config`` again."""
-    from lrsweep.sweep.run import command_for
-
-    return command_for(config)
 
 
 def _train(command: Train, argv: Sequence[str]) -> int:

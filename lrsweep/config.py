@@ -247,16 +247,17 @@ def check_lrs(lrs: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(sorted(set(lrs)))
 
 
-def _shown(metavar: str) -> Any:
+def shown(metavar: str) -> Any:
+    """How ``--help`` shows a flag: with this metavar, and without a default that only means "not given"."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
 
 
-_Names = Annotated[tuple[str, ...], _shown("NAME [NAME ...]")]
-_Numbers = Annotated[tuple[float, ...], _shown("X [X ...]")]
-_Count = Annotated[int | None, _shown("N")]
-_Number = Annotated[float | None, _shown("X")]
-_Text = Annotated[str | None, _shown("TEXT")]
-_Flag = Annotated[bool, _shown("")]
+_Names = Annotated[tuple[str, ...], shown("NAME [NAME ...]")]
+_Numbers = Annotated[tuple[float, ...], shown("X [X ...]")]
+_Count = Annotated[int | None, shown("N")]
+_Number = Annotated[float | None, shown("X")]
+_Text = Annotated[str | None, shown("TEXT")]
+_Flag = Annotated[bool, shown("")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,11 +280,11 @@ class SweepConfig:
     """Sequences a step."""
     warmup_steps: _Count = None
     """Steps of linear warm-up."""
-    schedule: Annotated[Schedule | None, _shown("{cosine,linear,constant}")] = None
+    schedule: Annotated[Schedule | None, shown("{cosine,linear,constant}")] = None
     """Decay after the warm-up."""
     weight_decay: _Number = None
     """Weight decay of matrices."""
-    decay_mode: Annotated[DecayMode | None, _shown("{decoupled,independent}")] = None
+    decay_mode: Annotated[DecayMode | None, shown("{decoupled,independent}")] = None
     """Weight decay scaled by the LR, or only by its schedule."""
     clip: _Number = None
     """Global gradient norm to clip at."""
@@ -291,7 +292,7 @@ class SweepConfig:
     """Order of the batches, the same for all trials."""
     data: _Text = None
     """Text file, JSONL, Parquet, .bin, folder or hf:NAME; default: embedded Python source."""
-    text_column: Annotated[str, _shown("NAME")] = "text"
+    text_column: Annotated[str, shown("NAME")] = "text"
     """Column of the text in JSONL, Parquet and data sets."""
     out: _Text = None
     """Result folder; default results/ARCH-BODY-SIZE."""
@@ -299,7 +300,7 @@ class SweepConfig:
     """Nats above its best sibling at which a final loss counts as degraded; default 0.25 with bytes, 0.5 with a BPE."""
     probe_every: _Count = None
     """Interval in steps of the attention-logit probe."""
-    device: Annotated[Literal["auto", "cpu", "cuda"], _shown("{auto,cpu,cuda}")] = "auto"
+    device: Annotated[Literal["auto", "cpu", "cuda"], shown("{auto,cpu,cuda}")] = "auto"
     """Where to train."""
     jobs: _Count = None
     """Trials at a time on this machine (on a GPU: on each GPU)."""

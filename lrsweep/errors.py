@@ -1,4 +1,6 @@
-"""The one exception for mistakes a user can mend."""
+"""The one exception for mistakes a user can mend, and the exit codes of the command line."""
+
+DONE, USAGE, TRIAL_ERRORS, OUTSIDE_GRID, INTERRUPTED = 0, 2, 3, 4, 130
 
 
 class UserError(ValueError):

@@ -114,6 +114,11 @@ def write_text(path: Path, text: str) -> None:
     _replace_with(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace ``path`` by ``content`` in one step."""
+    _replace_with(path, lambda p: p.write_bytes(content))
+
+
 class ResultStore:
     """Reads and writes one result folder.
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from lrsweep.report.labels import format_lr
+from lrsweep.store import write_bytes
 
 _STYLE: Any = {
     "font.size": 9,
@@ -144,7 +144,7 @@ def save(figure: Figure, folder: Path, name: str) -> dict[str, Path]:
         figure.dpi = _DPI  # the vector canvases leave it at 72; it is the resolution of rasterised parts
         write(figure, buffer)
         paths[suffix] = folder / f"{name}.{suffix}"
-        replace_bytes(paths[suffix], buffer.getvalue())
+        write_bytes(paths[suffix], buffer.getvalue())
     return paths
 
 
@@ -153,11 +153,3 @@ _WRITERS: dict[str, Callable[[Figure, io.BytesIO], None]] = {
     "pdf": lambda figure, to: FigureCanvasPdf(figure).print_pdf(to, metadata={"CreationDate": None}),  # type: ignore[no-untyped-call]
     "png": lambda figure, to: FigureCanvasAgg(figure).print_png(to),  # type: ignore[no-untyped-call]
 }
-
-
-def replace_bytes(path: Path, content: bytes) -> None:
-    """Replace ``path`` in one step, so that no reader sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

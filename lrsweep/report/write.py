@@ -9,7 +9,7 @@ import pandas as pd
 
 from lrsweep.analysis import Epsilon, GridAdvice, brackets, frontier, judge, outside_grid, tolerance
 from lrsweep.errors import UserError
-from lrsweep.report.canvas import replace_bytes, save, style
+from lrsweep.report.canvas import save, style
 from lrsweep.report.figures import drawings
 from lrsweep.report.page import Illustration, PageContent, render_page
 from lrsweep.report.section import sections
@@ -108,7 +108,7 @@ def write_report(store: ResultStore, *, epsilon: Epsilon) -> Report:
         )
     )
     index = folder / "index.html"
-    replace_bytes(index, page.encode())
+    write_text(index, page)
     return Report(
         frontier=frontier_table,
         brackets=bracket_table,

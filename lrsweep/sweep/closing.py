@@ -9,14 +9,12 @@ from rich.console import Console
 
 from lrsweep.analysis import GridAdvice
 from lrsweep.config import SweepConfig
-from lrsweep.errors import UserError
+from lrsweep.errors import DONE, OUTSIDE_GRID, TRIAL_ERRORS, UserError
 from lrsweep.report import Report, write_report
 from lrsweep.report.tables import frontier_text, to_rich
 from lrsweep.store import ResultStore
 from lrsweep.sweep.plan import Plan
 from lrsweep.sweep.run import command_for, relative
-
-DONE, TRIAL_ERRORS, OUTSIDE_GRID = 0, 3, 4
 
 
 def next_commands(plan: Plan, advice: tuple[GridAdvice, ...]) -> list[tuple[str, str]]:

@@ -108,17 +108,19 @@ def memory_needed(spec: TrialSpec) -> int:
     return 24 * n_params + activations
 
 
+_PROCESS_BYTES = 1 << 29
+"""What a worker takes before it holds a model."""
+
+
 def check_memory(spec: TrialSpec, jobs: int) -> None:
     """UserError if ``jobs`` such trials at a time need more memory than is free."""
     import torch
 
     if spec.device == "cuda":
         free, where = min(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())), "the GPU"
-        per_process = 1 << 29
     else:
         free, where = psutil.virtual_memory().available, "this machine"
-        per_process = 1 << 29
-    needed = jobs * (memory_needed(spec) + per_process)
+    needed = jobs * (memory_needed(spec) + _PROCESS_BYTES)
     if needed > free:
         raise UserError(
             f"--size {spec.size}: {jobs} trial(s) at a time need about {needed / 2**30:.1f} GiB, {where} has "
