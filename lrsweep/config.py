@@ -25,6 +25,8 @@ BODIES: dict[str, Body] = {"gpt": "gpt", "llama": "llama"}
 """``gpt``: LayerNorm, GELU, 4d MLP. ``llama``: RMSNorm, SwiGLU of 8d/3. Both: RoPE, no biases, untied embeddings."""
 Schedule = Literal["cosine", "linear", "constant"]
 DecayMode = Literal["decoupled", "independent"]
+DecayOn = Literal["matrices", "all"]
+OptimizerName = Literal["adamw", "stable_adamw", "muon"]
 Precision = Literal["fp32", "bf16"]
 
 
@@ -53,9 +55,11 @@ class ModelShape:
         return self.d_model // self.n_heads
 
 
-def d_ff(body: Body, d_model: int) -> int:
-    """Hidden width of the MLP: 4d, or for SwiGLU 8d/3 rounded up to a multiple of 64."""
-    return 4 * d_model if body == "gpt" else 64 * math.ceil(8 * d_model / 3 / 64)
+def mlp_width(scheme: Scheme, body: Body, d_model: int) -> int:
+    """Hidden width of the MLP: 4d; for SwiGLU 8d/3 rounded up to a multiple of 64, unless the row asks for 4d."""
+    if body == "gpt" or scheme.mlp_width == "4d":
+        return 4 * d_model
+    return 64 * math.ceil(8 * d_model / 3 / 64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,16 +76,22 @@ class TrainConfig:
     """Decay after the warm-up."""
     final_lr_ratio: float = 0.1
     """Learning rate of the last step over the peak (not for ``constant``)."""
+    optimizer: OptimizerName = "adamw"
+    """Update rule; a modifier of the scheme, as in ``qknorm+muon``."""
     beta1: float = 0.9
     """AdamW's decay of the first moment."""
     beta2: float = 0.95
     """AdamW's decay of the second moment."""
     eps: float = 1e-8
     """AdamW's ε."""
+    z_loss: float = 0.0
+    """Factor of log²Z in what is minimized; a modifier of the scheme, as in ``qknorm+zloss``."""
     weight_decay: float = 0.1
-    """λ, on matrices only: θ ← θ·(1 − η_t·λ) if decoupled, θ·(1 − (η_t/η_peak)·λ) if independent of the LR."""
+    """λ: θ ← θ·(1 − η_t·λ) if decoupled, θ·(1 − (η_t/η_peak)·λ) if independent of the LR."""
     decay_mode: DecayMode = "decoupled"
     """Whether the weight decay of a step is scaled by the learning rate or only by its schedule."""
+    decay_on: DecayOn = "matrices"
+    """Whether the weight decay leaves gains and biases alone."""
     clip: float = 1.0
     """Global L2 norm to which gradients are clipped."""
     precision: Precision = "fp32"
@@ -108,6 +118,14 @@ class TrainConfig:
             raise UserError(f"--clip must be above 0, got {self.clip}")
         if self.weight_decay < 0:
             raise UserError(f"--weight-decay must not be negative, got {self.weight_decay}")
+        if not 0 <= self.final_lr_ratio <= 1:
+            raise UserError(f"--final-lr-ratio must lie between 0 and 1, got {self.final_lr_ratio}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{_flag(name)} must be at least 0 and below 1, got {getattr(self, name)}")
+        for name, known in (("schedule", Schedule), ("decay_mode", DecayMode), ("optimizer", OptimizerName)):
+            if getattr(self, name) not in get_args(known):
+                raise UserError(f"{name} must be one of {', '.join(get_args(known))}, got {getattr(self, name)!r}")
 
 
 def _flag(field_name: str) -> str:
@@ -152,6 +170,10 @@ class SizePreset:
 
 _HALF_DECADES = (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)
 _OCTAVES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2, 0.128, 0.256, 0.512, 1.024)
+_SIMPLEGPT: dict[str, Any] = {"batch_size": 192, "lrs": (5e-4, *_OCTAVES[:-1]), "seeds": 1}
+_SPIKE_NO_MORE: dict[str, Any] = {"batch_size": 512, "lrs": (1e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3), "seeds": 1}
+_ANGPT: dict[str, Any] = {"batch_size": 256, "lrs": (5e-4, *_OCTAVES[:6]), "seeds": 1}
+_RYBAKOV: dict[str, Any] = {"batch_size": 512, "lrs": (6e-3, 8e-3, 2e-2, 4e-2, 6e-2, 8e-2), "seeds": 1}
 
 
 def _size(name: str, shape: tuple[int, int, int, int, int], **rest: Any) -> SizePreset:
@@ -172,6 +194,20 @@ SIZES: dict[str, SizePreset] = {
         _size("30m", (8, 512, 8, 512, 8192), steps=1500, batch_size=64, warmup_steps=150, lrs=_OCTAVES, seeds=2),
         _size("135m", (12, 768, 12, 1024, 32768), steps=3000, batch_size=32, warmup_steps=300, lrs=_OCTAVES, seeds=1),
         _size("780m", (24, 1536, 12, 2048, 32768), steps=5000, batch_size=8, warmup_steps=500, lrs=_OCTAVES, seeds=1),
+        # The papers' own shapes; what is theirs and what is lrsweep's choice stands in experiments/<paper>/README.md.
+        # SimpleGPT, from its code; the batch makes its steps 20 tokens a parameter.
+        _size("39m", (8, 384, 6, 512, 32000), steps=7800, warmup_steps=78, **_SIMPLEGPT),
+        _size("67m", (10, 512, 8, 512, 32000), steps=13400, warmup_steps=134, **_SIMPLEGPT),
+        _size("102m", (12, 640, 10, 512, 32000), steps=20400, warmup_steps=204, **_SIMPLEGPT),
+        _size("162m", (16, 768, 12, 512, 32000), steps=32400, warmup_steps=324, **_SIMPLEGPT),
+        _size("271m", (16, 1024, 16, 512, 32000), steps=54200, warmup_steps=542, **_SIMPLEGPT),
+        _size("360m", (18, 1152, 16, 512, 32000), steps=72000, warmup_steps=720, **_SIMPLEGPT),
+        # Spike No More; 405M here, since the output head is not tied to the embedding.
+        _size("350m", (24, 1024, 16, 2048, 50304), steps=50000, warmup_steps=2000, **_SPIKE_NO_MORE),
+        # anGPT's 0.5B; 405M where the MLP is not 4d wide.
+        _size("500m", (24, 1024, 16, 2048, 50304), steps=20000, warmup_steps=1000, **_ANGPT),
+        # Rybakov et al.
+        _size("830m", (24, 1024, 16, 4096, 256000), steps=95000, warmup_steps=2000, **_RYBAKOV),
     )
 }
 """Presets by name. The smallest reads bytes and fits two CPU cores; ``10m`` is the default on a GPU."""
@@ -265,7 +301,8 @@ class SweepConfig:
     """What a user asks for. A field left alone takes the preset's value; flags go over a file, a file over that."""
 
     arch: _Names = ()
-    """Schemes to compare (see `lrsweep schemes`), or `all`."""
+    """Schemes to compare (see `lrsweep schemes`), or all; modifiers follow, as in qknorm+zloss, and FILE.py:NAME is
+    a scheme of your own."""
     body: _Names = ("gpt",)
     """Transformer body: gpt (LayerNorm, GELU), llama (RMSNorm, SwiGLU), or both."""
     size: _Names = ()
@@ -282,8 +319,14 @@ class SweepConfig:
     """Steps of linear warm-up."""
     schedule: Annotated[Schedule | None, shown("{cosine,linear,constant}")] = None
     """Decay after the warm-up."""
+    final_lr_ratio: _Number = None
+    """Learning rate of the last step over the peak."""
+    beta2: _Number = None
+    """AdamW's decay of the second moment."""
     weight_decay: _Number = None
-    """Weight decay of matrices."""
+    """Weight decay."""
+    decay_on: Annotated[DecayOn | None, shown("{matrices,all}")] = None
+    """Whether the weight decay leaves gains and biases alone."""
     decay_mode: Annotated[DecayMode | None, shown("{decoupled,independent}")] = None
     """Weight decay scaled by the LR, or only by its schedule."""
     clip: _Number = None
@@ -313,7 +356,8 @@ class SweepConfig:
 
 
 TRAIN_FLAGS = (
-    "steps", "batch_size", "warmup_steps", "schedule", "weight_decay", "decay_mode", "clip", "data_seed", "probe_every",
+    "steps", "batch_size", "warmup_steps", "schedule", "final_lr_ratio", "beta2", "weight_decay", "decay_on",
+    "decay_mode", "clip", "data_seed", "probe_every",
 )  # fmt: skip
 """Fields of :class:`SweepConfig` that override the preset's training."""
 

@@ -13,15 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lrsweep.config import Body, ModelShape
+from lrsweep.model.geometry import factors
 from lrsweep.model.linear import LINEARS
-from lrsweep.model.norms import NORMS, FullWidth
+from lrsweep.model.norms import DynamicTanh, FullWidth, Gain, Norm, Unit, in_turn, norm_of, scale
 from lrsweep.probes import at_least_fp32, causal_logit_stats, causal_rms, products
-from lrsweep.schemes import NormScope, Scheme
+from lrsweep.schemes import NormScope, QKNorm, Scheme
 
 ROPE_BASE = 10_000.0
-
+MUP_BASE_HEAD = 32
+"""Head width at which attention scaled by 1/d_h equals attention scaled by 1/√d_h."""
 
 Measure = Callable[[], tuple[Tensor, ...]]
+"""Statistics of the logits, when called: the maximum of each head (H), then the values of ``stats`` but the first."""
 
 
 def rope_tables(seq_len: int, d_head: int) -> tuple[Tensor, Tensor]:
@@ -47,7 +50,7 @@ class PlainScore(nn.Module):
         self.scale = scale
 
     def forward(self, q_BxHxTxK: Tensor, k_BxHxTxK: Tensor, v_BxHxTxK: Tensor) -> tuple[Tensor, Measure]:
-        """The mixed values, and a function that measures the logits: the values of :attr:`stats`."""
+        """The mixed values, and a function that measures the logits."""
         a_BxHxTxK = F.scaled_dot_product_attention(q_BxHxTxK, k_BxHxTxK, v_BxHxTxK, is_causal=True, scale=self.scale)
         return a_BxHxTxK, partial(causal_logit_stats, q_BxHxTxK, k_BxHxTxK, scale=self.scale)
 
@@ -76,8 +79,9 @@ class CappedScore(PlainScore):
         p_BxHxTxT = causal_softmax(self.cap * tanh_BxHxTxT)
 
         def measure() -> tuple[Tensor, ...]:
-            largest, rms = causal_logit_stats(q_BxHxTxK, k_BxHxTxK, scale=self.scale)
-            return largest, rms, self.cap * torch.tanh(largest / self.cap), self.cap * causal_rms(tanh_BxHxTxT)
+            largest_H, rms = causal_logit_stats(q_BxHxTxK, k_BxHxTxK, scale=self.scale)
+            largest_capped = self.cap * torch.tanh(largest_H.amax() / self.cap)
+            return largest_H, rms, largest_capped, self.cap * causal_rms(tanh_BxHxTxT)
 
         return p_BxHxTxT.type_as(v_BxHxTxK) @ v_BxHxTxK, measure
 
@@ -98,7 +102,13 @@ class ClippedScore(PlainScore):
 
 def build_score(scheme: Scheme, shape: ModelShape) -> PlainScore:
     """The score of a row."""
-    scale = scheme.logit_scale / shape.d_head**0.5
+    if scheme.qk_norm in ("unit", "unit_gain"):
+        scale = shape.d_head**0.5
+    elif scheme.mup_base is not None:
+        scale = MUP_BASE_HEAD**0.5 / shape.d_head
+    else:
+        scale = shape.d_head**-0.5
+    scale *= scheme.logit_scale
     if scheme.logit_cap is not None:
         return CappedScore(scale, scheme.logit_cap)
     if scheme.prob_clip is not None:
@@ -107,29 +117,78 @@ def build_score(scheme: Scheme, shape: ModelShape) -> PlainScore:
 
 
 class Attention(nn.Module):
-    """QKV → norms → RoPE → score → Proj. QKV is one matrix."""
+    """QKV → norms → RoPE → unit length → score → Proj; what the row lacks is the identity. QKV is one matrix."""
+
+    head_max: Tensor
 
     def __init__(self, scheme: Scheme, body: Body, shape: ModelShape) -> None:
         super().__init__()
-        linear, norm = LINEARS[scheme.linear], NORMS[body]
+        linear, constant = LINEARS[scheme.linear], factors(scheme, body, shape)
 
-        def norm_of(scope: NormScope) -> nn.Module:
-            if scope == "none":
-                return nn.Identity()
-            return norm(shape.d_head) if scope == "head" else FullWidth(norm(shape.d_model))
+        def norm(scope: NormScope | QKNorm) -> nn.Module:
+            if scope == "head":
+                return norm_of(scheme, body, shape.d_head)
+            return FullWidth(norm_of(scheme, body, shape.d_model)) if scope == "full" else nn.Identity()
 
         self.heads = shape.n_heads
         self.qkv = linear(shape.d_model, 3 * shape.d_model)
-        self.q_norm, self.k_norm = norm_of(scheme.qk_norm), norm_of(scheme.qk_norm)
-        self.v_norm = norm_of(scheme.v_norm)
+        self.q_norm, self.k_norm = norm(scheme.qk_norm), norm(scheme.qk_norm)
+        self.v_norm = in_turn(norm(scheme.v_norm), scale(constant.v))
+        self.unit: nn.Module = Unit() if scheme.qk_norm in ("unit", "unit_gain") else nn.Identity()
+        self.qk_gain: nn.Module = nn.Identity()
+        if scheme.qk_norm == "unit_gain":
+            self.qk_gain = FullWidth(Gain(shape.d_model, first=1.0, stored=shape.d_model**-0.5))
         self.score = build_score(scheme, shape)
         self.proj = linear(shape.d_model, shape.d_model)
+        self.qk_clip = scheme.qk_clip
+        if self.qk_clip is not None:
+            self.register_buffer("head_max", torch.zeros(shape.n_heads), persistent=False)
 
     def forward(self, x_BxTxD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Measure]:
         """Output of Proj; for the probes, output of QKV and a function that measures the logits."""
         qkv_BxTx3D = self.qkv(x_BxTxD)
         q, k, v = qkv_BxTx3D.unflatten(-1, (3, self.heads, -1)).unbind(-3)
-        q_BxHxTxK = rotate(self.q_norm(q), cos, sin).transpose(1, 2)
-        k_BxHxTxK = rotate(self.k_norm(k), cos, sin).transpose(1, 2)
+        q_BxHxTxK = self.qk_gain(self.unit(rotate(self.q_norm(q), cos, sin))).transpose(1, 2)
+        k_BxHxTxK = self.qk_gain(self.unit(rotate(self.k_norm(k), cos, sin))).transpose(1, 2)
         a_BxHxTxK, measure = self.score(q_BxHxTxK, k_BxHxTxK, self.v_norm(v).transpose(1, 2))
-        return self.proj(a_BxHxTxK.transpose(1, 2).flatten(-2)), qkv_BxTx3D, measure
+        proj_BxTxD = self.proj(a_BxHxTxK.transpose(1, 2).flatten(-2))
+        if self.qk_clip is None or not self.training:
+            return proj_BxTxD, qkv_BxTx3D, measure
+        measured = measure()
+        self.head_max.copy_(measured[0])
+        return proj_BxTxD, qkv_BxTx3D, lambda: measured
+
+    @torch.no_grad()
+    def clip_heads(self, apply: Tensor) -> None:
+        """Scale q and k of each head whose largest logit S of the last forward passed τ, so that it becomes τ.
+
+        Each of the two takes √(τ/S): on the last thing that sets its scale, the weights or else a gain. Heads that
+        share a gain take the smallest factor. Does nothing where ``apply``, a boolean scalar on the device, is False,
+        nor for an S that is not finite.
+        """
+        assert self.qk_clip is not None
+        clip_H = apply & (self.head_max > self.qk_clip) & self.head_max.isfinite()
+        root_H = torch.where(clip_H, self.qk_clip / self.head_max, 1.0).sqrt()
+        for sets_scale in self._qk_scales():
+            if sets_scale.shape[0] == self.heads:
+                sets_scale.mul_(root_H.view(-1, *[1] * (sets_scale.ndim - 1)))
+            else:
+                sets_scale.mul_(root_H.amin())
+
+    def _qk_scales(self) -> list[Tensor]:
+        """What sets the scale of q and k, last: views of parameters, (H, ...) or, if heads share it, (1, K)."""
+        if isinstance(self.qk_gain, FullWidth):
+            gain = self.qk_gain.norm
+            assert isinstance(gain, Gain)
+            return [gain.value.view(self.heads, -1)]
+        if isinstance(self.unit, Unit):
+            return []  # |logit| ≤ √d_h, and nothing sets a scale
+        if isinstance(self.q_norm, nn.Identity):
+            return list(self.qkv.weight.view(3, self.heads, -1)[:2])
+        scales: list[Tensor] = []
+        for slot in (self.q_norm, self.k_norm):
+            norm, groups = (slot.norm, self.heads) if isinstance(slot, FullWidth) else (slot, 1)
+            assert isinstance(norm, Norm)
+            vectors = (norm.gain, norm.bias) if isinstance(norm, DynamicTanh) else (norm.gain,)
+            scales.extend(vector.view(groups, -1) for vector in vectors)
+        return scales

@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lrsweep.config import Body, ModelShape, d_ff
+from lrsweep.config import Body, ModelShape, mlp_width
 from lrsweep.model.attention import Attention
+from lrsweep.model.geometry import factors, gelu, mlp_gain
 from lrsweep.model.linear import LINEARS
-from lrsweep.model.norms import NORMS
+from lrsweep.model.norms import in_turn, norm_of, scale
+from lrsweep.model.residual import RESIDUALS
 from lrsweep.probes import token_norms
 from lrsweep.schemes import Scheme
 
@@ -44,66 +46,46 @@ def stat_names(scheme_stats: Sequence[str]) -> tuple[tuple[str, str], ...]:
 class GeluMLP(nn.Module):
     """FC2(gelu(FC1(x))), tanh form of gelu as in GPT-2."""
 
-    def __init__(self, scheme: Scheme, d_model: int) -> None:
+    def __init__(self, scheme: Scheme, body: Body, shape: ModelShape) -> None:
         super().__init__()
-        linear, hidden = LINEARS[scheme.linear], d_ff("gpt", d_model)
+        linear, constant = LINEARS[scheme.linear], factors(scheme, body, shape)
+        d_model, hidden = shape.d_model, mlp_width(scheme, body, shape.d_model)
+        norm = norm_of(scheme, body, hidden) if scheme.fc1_norm else nn.Identity()
         self.fc1 = linear(d_model, hidden)
+        self.fc1_norm = in_turn(norm, mlp_gain(scheme, constant.fc1, hidden, d_model))
         self.fc2 = linear(hidden, d_model)
 
     def forward(self, x_BxTxD: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs of FC2 and of FC1."""
         h_BxTxF = self.fc1(x_BxTxD)
-        return self.fc2(F.gelu(h_BxTxF, approximate="tanh")), h_BxTxF
+        return self.fc2(gelu(self.fc1_norm(h_BxTxF))), h_BxTxF
 
 
 class SwigluMLP(nn.Module):
     """FC2(silu(gate) · up), gate and up the halves of FC1 (Shazeer, 2002.05202)."""
 
-    def __init__(self, scheme: Scheme, d_model: int) -> None:
+    def __init__(self, scheme: Scheme, body: Body, shape: ModelShape) -> None:
         super().__init__()
-        linear, hidden = LINEARS[scheme.linear], d_ff("llama", d_model)
+        linear, constant = LINEARS[scheme.linear], factors(scheme, body, shape)
+        d_model, hidden = shape.d_model, mlp_width(scheme, body, shape.d_model)
+
+        def norm() -> nn.Module:
+            return norm_of(scheme, body, hidden) if scheme.fc1_norm else nn.Identity()
+
         self.fc1 = linear(d_model, 2 * hidden)
+        self.gate_norm = in_turn(norm(), mlp_gain(scheme, constant.fc1, hidden, d_model))
+        self.up_norm = in_turn(norm(), mlp_gain(scheme, constant.up, hidden, d_model))
         self.fc2 = linear(hidden, d_model)
 
     def forward(self, x_BxTxD: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs of FC2 and of FC1 (gate and up together)."""
         h_BxTx2F = self.fc1(x_BxTxD)
         gate, up = h_BxTx2F.chunk(2, dim=-1)
-        return self.fc2(F.silu(gate) * up), h_BxTx2F
+        return self.fc2(F.silu(self.gate_norm(gate)) * self.up_norm(up)), h_BxTx2F
 
 
 MLPS: dict[str, type[GeluMLP] | type[SwigluMLP]] = {"gpt": GeluMLP, "llama": SwigluMLP}
 """The MLP of each body."""
-
-
-class Add(nn.Module):
-    """x + f."""
-
-    def __init__(self, shape: ModelShape) -> None:
-        super().__init__()
-
-    def forward(self, x_BxTxD: Tensor, f_BxTxD: Tensor) -> Tensor:
-        return x_BxTxD + f_BxTxD
-
-
-class LayerScale(nn.Module):
-    """x + γ ⊙ f, γ per channel (Touvron et al., 2103.17239, Eq. 4)."""
-
-    def __init__(self, shape: ModelShape) -> None:
-        super().__init__()
-        self.first_gain = 1e-4 if shape.n_layers <= 12 else 1e-5
-        self.gain = nn.Parameter(torch.empty(shape.d_model))
-
-    def start(self) -> None:
-        """Initial value of γ: 1e-4 up to 12 layers, 1e-5 beyond."""
-        nn.init.constant_(self.gain, self.first_gain)
-
-    def forward(self, x_BxTxD: Tensor, f_BxTxD: Tensor) -> Tensor:
-        return x_BxTxD + self.gain * f_BxTxD
-
-
-RESIDUALS: dict[str, type[Add] | type[LayerScale]] = {"add": Add, "layerscale": LayerScale}
-"""Residual rule by its name in a scheme's row."""
 
 
 class Block(nn.Module):
@@ -111,33 +93,35 @@ class Block(nn.Module):
 
     def __init__(self, scheme: Scheme, body: Body, shape: ModelShape) -> None:
         super().__init__()
-        d_model = shape.d_model
 
         def norm_if(present: bool) -> nn.Module:
-            return NORMS[body](d_model) if present else nn.Identity()
+            return norm_of(scheme, body, shape.d_model) if present else nn.Identity()
 
-        residual = RESIDUALS[scheme.residual]
+        residual, constant = RESIDUALS[scheme.residual], factors(scheme, body, shape)
         self.attn_norm = norm_if(scheme.attn_pre_norm)
         self.attn = Attention(scheme, body, shape)
-        self.proj_norm = norm_if(scheme.proj_norm)
-        self.attn_residual = residual(shape)
+        self.proj_norm = in_turn(norm_if(scheme.proj_norm), scale(constant.proj))
+        self.attn_residual = residual(scheme, body, shape)
+        self.mlp_stream_norm = norm_if(scheme.mlp_stream_norm)
         self.mlp_norm = norm_if(scheme.mlp_pre_norm)
-        self.mlp = MLPS[body](scheme, d_model)
-        self.fc2_norm = norm_if(scheme.fc2_norm)
-        self.mlp_residual = residual(shape)
+        self.mlp = MLPS[body](scheme, body, shape)
+        self.fc2_norm = in_turn(norm_if(scheme.fc2_norm), scale(constant.fc2))
+        self.mlp_residual = residual(scheme, body, shape)
         self.stat_names = stat_names(self.attn.score.stats)
 
     def forward(self, x_BxTxD: Tensor, cos: Tensor, sin: Tensor, probe: Probe) -> tuple[Tensor, Tensor]:
         """The stream after the block, and its statistics: fp32, in the order of ``stat_names``; empty when off."""
         proj, qkv, measure_logits = self.attn(self.attn_norm(x_BxTxD), cos, sin)
         x_BxTxD = self.attn_residual(x_BxTxD, self.proj_norm(proj))
+        x_BxTxD = self.mlp_stream_norm(x_BxTxD)
         fc2, fc1 = self.mlp(self.mlp_norm(x_BxTxD))
         x_BxTxD = self.mlp_residual(x_BxTxD, self.fc2_norm(fc2))
         if probe == Probe.OFF:
             return x_BxTxD, x_BxTxD.new_empty(0)
         stats = [value for y in (qkv, proj, fc1, fc2) for value in token_norms(y)]
         if probe == Probe.ALL:
-            stats.extend(measure_logits())
+            largest_H, *rest = measure_logits()
+            stats.extend([largest_H.amax(), *rest])
         else:
             stats.extend([torch.full_like(stats[0], torch.nan)] * len(self.attn.score.stats))
         return x_BxTxD, torch.stack(stats)

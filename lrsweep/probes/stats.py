@@ -1,4 +1,4 @@
-"""Statistics of activations as pure functions; each returns zero-dimensional fp32 tensors on the input's device.
+"""Statistics of activations as pure functions; each returns fp32 tensors on the input's device.
 
 NaN and inf in an input show in its statistic and nowhere else. No gradient flows through any of them.
 
@@ -33,7 +33,7 @@ def products(q_BxHxRxK: Tensor, k_BxHxTxK: Tensor) -> Tensor:
 
 @torch.no_grad()
 def causal_logit_stats(q_BxHxTxK: Tensor, k_BxHxTxK: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
-    """Exact maximum and RMS of the logits ``scale·q_i·k_j`` over all causal pairs j ≤ i.
+    """Exact maximum of each head (H) and RMS over all heads of the logits ``scale·q_i·k_j``, causal pairs j ≤ i.
 
     Computed by block rows of the lower triangle, so that no more than 128 rows of the T × T matrix are held.
 
@@ -53,9 +53,9 @@ def causal_logit_stats(q_BxHxTxK: Tensor, k_BxHxTxK: Tensor, *, scale: float) ->
         s_BxHxRxT[..., start:].tril_()
         norms.append(_frobenius(s_BxHxRxT))
         s_BxHxRxT[..., start:].add_(above_RxR[: stop - start, : stop - start])
-        maxima.append(s_BxHxRxT.amax())
+        maxima.append(s_BxHxRxT.amax(dim=(0, 2, 3)))
     norm = torch.linalg.vector_norm(torch.stack(norms))
-    return torch.stack(maxima).amax() * scale, norm * (scale / _causal_pairs(q_BxHxTxK) ** 0.5)
+    return torch.stack(maxima).amax(dim=0) * scale, norm * (scale / _causal_pairs(q_BxHxTxK) ** 0.5)
 
 
 @torch.no_grad()

@@ -37,9 +37,23 @@ _KNOWN = {
     "qk_fc_norm": Style("#CC79A7", "h", "--"),
     "qkv_norm": Style("#D55E00", "<", "-"),
     "qknorm_cap": Style("#009E73", ">", "--"),
+    "simplenorm": Style("#AA3377", "P", "-"),
+    "angpt": Style("#228833", "X", "-"),
+    "ngpt": Style("#66CCEE", "d", "--"),
+    "vanilla_init": Style("#BBBBBB", "o", "--"),
+    "embed_detach": Style("#997700", "s", "-."),
+    "scaled_embed": Style("#994455", "D", "-"),
+    "embed_ln": Style("#004488", "^", "--"),
+    "xavier_init": Style("#EE99AA", "v", ":"),
+    "peri_ln": Style("#332288", "*", "-"),
+    "olmo2": Style("#44AA99", "p", "-."),
+    "hybridnorm": Style("#DDAA33", "h", "-"),
+    "post_ln": Style("#555555", "<", "-."),
+    "deepnorm": Style("#661100", ">", ":"),
+    "dyt": Style("#6699CC", "P", "--"),
 }
 
-_OTHER_COLORS = ("#332288", "#117733", "#AA4499", "#44AA99", "#661100", "#DDAA33")
+_OTHER_COLORS = ("#117733", "#AA4499", "#AA4466", "#4477AA", "#225555", "#BBCC33")
 _OTHER_MARKERS = ("o", "s", "D", "^", "v", "p", "*", "h", "<", ">")
 _OTHER_LINESTYLES: tuple[LineStyle, ...] = ("-", "--", "-.", ":")
 

@@ -12,8 +12,9 @@ from lrsweep.config import SweepConfig
 from lrsweep.errors import DONE, OUTSIDE_GRID, TRIAL_ERRORS, UserError
 from lrsweep.report import Report, write_report
 from lrsweep.report.tables import frontier_text, to_rich
+from lrsweep.schemes import find
 from lrsweep.store import ResultStore
-from lrsweep.sweep.plan import Plan
+from lrsweep.sweep.plan import ALL, Plan
 from lrsweep.sweep.run import command_for, relative
 
 
@@ -23,13 +24,20 @@ def next_commands(plan: Plan, advice: tuple[GridAdvice, ...]) -> list[tuple[str,
     for a in sorted(advice, key=lambda a: a.outside is None):
         if a.lrs:
             groups.setdefault((a.outside, a.body, a.size, a.lrs), []).append(a.scheme)
+    # A scheme from a user's file is found again only with its file.
+    typed = {find(name).name: name for name in plan.config.arch if name != ALL}
     commands = []
     for (outside, body, size, lrs), schemes in groups.items():
         names = ", ".join(schemes)
         why = f"{names}: the frontier lies {outside} the grid; extend it" if outside else f"{names}: narrow the bracket"
         config: SweepConfig = plan.config
         command = command_for(
-            config, arch=tuple(schemes), body=(body,), size=(size,), lrs=lrs, out=str(relative(plan.out))
+            config,
+            arch=tuple(typed.get(name, name) for name in schemes),
+            body=(body,),
+            size=(size,),
+            lrs=lrs,
+            out=str(relative(plan.out)),
         )
         commands.append((why, command))
     return commands

@@ -13,6 +13,7 @@ from lrsweep.config import (
     DataConfig,
     SizePreset,
     SweepConfig,
+    TrainConfig,
     TrialSpec,
     check_lrs,
     find_body,
@@ -23,6 +24,8 @@ from lrsweep.errors import UserError
 from lrsweep.schemes import Scheme, all_schemes, find
 
 Device = Literal["cpu", "cuda"]
+ALL = "all"
+"""Name for every registered scheme."""
 DEFAULT_SIZE: dict[Device, str] = {"cpu": "0.2m", "cuda": "10m"}
 """The size that fits a machine with this device."""
 
@@ -49,7 +52,9 @@ class Plan:
         fixed: dict[str, Any] = {"device": self.device}
         for spec in self.specs:
             groups = {
-                f"train.{spec.size}": {k: v for k, v in asdict(spec.train).items() if k != "report_every"},
+                f"train.{spec.size}.{spec.scheme.name}": {
+                    k: v for k, v in asdict(spec.train).items() if k != "report_every"
+                },
                 f"shape.{spec.size}": asdict(spec.shape),
                 f"data.{spec.size}": {"tokenizer": spec.data.tokenizer, "hash": spec.data.data_hash},
                 f"scheme.{spec.scheme.name}": spec.scheme.build_fields(),
@@ -73,9 +78,28 @@ def find_schemes(names: tuple[str, ...]) -> tuple[Scheme, ...]:
     """The schemes of these names, each once, ``all`` being every registered one."""
     if not names:
         raise UserError("--arch is missing; name one or more schemes (see `lrsweep schemes`), or all")
-    if any(name.casefold() == "all" for name in names):
-        return all_schemes()
-    return tuple({scheme.name: scheme for scheme in map(find, names)}.values())
+    found = [all_schemes() if name.casefold() == ALL else (find(name),) for name in names]
+    return tuple({scheme.name: scheme for schemes in found for scheme in schemes}.values())
+
+
+def canonical(name: str) -> str:
+    """How the resolved config writes a name of ``--arch``: as registered, but a file's scheme with its file."""
+    if name.casefold() == ALL:
+        return ALL
+    path, colon, _ = name.rpartition(".py:")
+    return f"{path}{colon}{find(name).name}"
+
+
+def train_config(scheme: Scheme, size: SizePreset, given: dict[str, Any], device: Device) -> TrainConfig:
+    """How ``scheme`` is trained at ``size``: the preset, what the row prescribes, and over both what was asked for.
+
+    Raises:
+        UserError: a flag contradicts a modifier, whose name would then lie.
+    """
+    prescribed = dict(scheme.training)
+    if "+independent_wd" in scheme.name and given.get("decay_mode") == "decoupled":
+        raise UserError(f"--decay-mode decoupled contradicts --arch {scheme.name}; leave one of them out")
+    return size.train_config(**(prescribed | given), precision="bf16" if device == "cuda" else "fp32")
 
 
 def make_plan(config: SweepConfig) -> Plan:
@@ -101,19 +125,20 @@ def make_plan(config: SweepConfig) -> Plan:
     sizes = tuple({s.name: s for s in sizes_asked or (find_size(DEFAULT_SIZE[device]),)}.values())
     names = replace(
         config,
-        arch=tuple(s.name for s in schemes),
+        arch=tuple(dict.fromkeys(map(canonical, config.arch))),
         body=bodies,
         size=tuple(s.name for s in sizes),
     )
-    out = Path(config.out or Path("results") / default_name(names)).absolute()
+    out = Path(config.out or Path("results") / default_name(names, schemes)).absolute()
     check_writable(out)
 
     specs: list[TrialSpec] = []
     corpora: dict[str, Corpus] = {}
     epsilon: dict[str, float] = {}
     for size in sizes:
-        overrides = {n: getattr(config, n) for n in TRAIN_FLAGS if getattr(config, n) is not None}
-        train = size.train_config(**overrides, precision="bf16" if device == "cuda" else "fp32")
+        given = {n: getattr(config, n) for n in TRAIN_FLAGS if getattr(config, n) is not None}
+        trains = {scheme.name: train_config(scheme, size, given, device) for scheme in schemes}
+        train = trains[schemes[0].name]
         corpus = _load(size, config, train.batch_size, train.heldout_tokens)
         data = DataConfig(
             path=config.data,
@@ -130,7 +155,7 @@ def make_plan(config: SweepConfig) -> Plan:
                 body=body,
                 size=size.name,
                 shape=replace(size.shape, vocab_size=corpus.vocab_size),
-                train=train,
+                train=trains[scheme.name],
                 data=data,
                 device=device,
                 lr=lr,
@@ -156,9 +181,9 @@ def _load(size: SizePreset, config: SweepConfig, batch_size: int, heldout_tokens
     )
 
 
-def default_name(config: SweepConfig) -> str:
-    """Folder name of a sweep whose names are resolved."""
-    archs = "all" if len(config.arch) == len(all_schemes()) else "+".join(config.arch)
+def default_name(config: SweepConfig, schemes: tuple[Scheme, ...]) -> str:
+    """Folder name of a sweep whose names are resolved; a modifier stands behind a dot, so that + only lists."""
+    archs = ALL if config.arch == (ALL,) else "+".join(s.name.replace("+", ".") for s in schemes)
     name = "-".join([archs, "+".join(config.body), "+".join(config.size)])
     return re.sub(r"[^\w.+-]", "_", name)
 

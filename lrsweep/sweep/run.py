@@ -84,7 +84,10 @@ def _write_manifest(plan: Plan, store: ResultStore, *, started: str, finished: s
         entry = by_size.setdefault(spec.size, {"lrs": [], "seeds": []})
         entry["lrs"] = sorted({*entry["lrs"], spec.lr})
         entry["seeds"] = sorted({*entry["seeds"], spec.seed})
-        entry |= {"shape": asdict(spec.shape), "train": asdict(spec.train), "epsilon": plan.epsilon[spec.size]}
+        train = asdict(spec.train)
+        common = entry.get("train", train)  # What the schemes are trained alike in; "frozen" has each in full.
+        entry["train"] = {name: value for name, value in common.items() if value == train[name]}
+        entry |= {"shape": asdict(spec.shape), "epsilon": plan.epsilon[spec.size]}
     data = {
         size: {
             "path": plan.config.data,
@@ -202,6 +205,9 @@ def announce(plan: Plan, todo: Sequence[TrialSpec], jobs: int, console: Console)
             f"{train.precision}",
         )
         say("text", f"{corpus.source}; {len(corpus.train_tokens):,} tokens ({corpus.tokenizer})")
+    for scheme in {s.scheme.name: s.scheme for s in plan.specs if s.scheme.training}.values():
+        spec = next(s for s in plan.specs if s.scheme == scheme)
+        say("method", f"{scheme.name}: " + ", ".join(f"{n} {getattr(spec.train, n)}" for n, _ in scheme.training))
     at_a_time = f"{jobs} trial{'s' if jobs > 1 else ''} at a time"
     say("machine", f"CPU, {at_a_time}" if plan.device == "cpu" else f"{gpu_names()}, {at_a_time} on each")
     say("results", str(relative(plan.out)))

@@ -1,4 +1,4 @@
-"""The training step: forward, backward, clip, guard, AdamW and all statistics, with nothing that waits for the host.
+"""The training step: forward, backward, clip, guard, update and all statistics, with nothing that waits for the host.
 
 An :class:`Engine` serves every learning rate and seed of one model: batches, learning rates and the position within
 the interval are device tensors, and the statistics of an interval leave the device in one copy. On a GPU each block is
@@ -21,6 +21,7 @@ from torch import Tensor
 from lrsweep.config import Body, ModelShape, TrainConfig, TrialSpec
 from lrsweep.model import GPT, Probe, init_weights, next_token_loss
 from lrsweep.schemes import Scheme
+from lrsweep.train.optimizers import OPTIMIZERS, Optimizer, groups_of
 
 SCALARS = ("loss", "grad_norm", "update_norm", "log_z", "skipped")
 """Per-step statistics: training loss (nats), gradient norm before the clip, ‖Δθ‖/‖θ‖, mean log Z, 1 if guarded."""
@@ -87,9 +88,10 @@ class Engine:
             self._before = [torch.empty_like(p) for p in self.model.parameters()]
         self.stat_names = self.model.stat_names
         self._parameters: list[Tensor] = list(self.model.parameters())
-        self._optimizer = self._build_optimizer()
+        groups = groups_of(self.model, key.train, key.weight_decay)
+        self._optimizer: Optimizer = OPTIMIZERS[key.train.optimizer](groups, key.train, self._lr)
         self._graphs: dict[Probe, torch.cuda.CUDAGraph] = {}
-        self._loss: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = self.model.loss
+        self._loss: Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]] = self.model.loss
         if self._capture:
             # A process that sweeps many schemes would pass dynamo's limit of compilations of one function; graphs
             # captured before stay valid.
@@ -100,30 +102,11 @@ class Engine:
                 block.compile()
             self._loss = torch.compile(self.model.loss)
 
-    def _build_optimizer(self) -> torch.optim.AdamW:
-        train = self.key.train
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for p in self._parameters if p.ndim >= 2], "weight_decay": self.key.weight_decay},
-                {"params": [p for p in self._parameters if p.ndim < 2], "weight_decay": 0.0},
-            ],
-            lr=self._lr,
-            betas=(train.beta1, train.beta2),
-            eps=train.eps,
-            fused=True,
-            capturable=self.device.type == "cuda",
-        )
-        # The fused kernel divides gradients by grad_scale and leaves everything untouched where found_inf is 1:
-        # clipping and the guard against non-finite steps cost no pass over memory and no word to the host.
-        optimizer.grad_scale = torch.ones((), device=self.device)  # type: ignore[attr-defined]
-        optimizer.found_inf = torch.zeros((), device=self.device)  # type: ignore[attr-defined]
-        return optimizer
-
     def reset(self, seed: int) -> None:
         """Initial weights of ``seed``, fresh optimizer; in place, so that a captured graph stays valid."""
         init_weights(self.model, seed)
         self.model.train()
-        for state in self._optimizer.state.values():
+        for _, state in self._optimizer.states():
             for value in state.values():
                 value.zero_()
 
@@ -137,21 +120,22 @@ class Engine:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
     def _step(self, probe: Probe) -> None:
-        optimizer, position = self._optimizer, self._position
+        position = self._position
         window_BxT = self._batches_RxBxT.index_select(0, position)[0].long()
         self._lr.copy_(self._lrs_R.index_select(0, position)[0])
         with self._autocast():
             x_BxTxD, layers_NxS = self.model.hidden(window_BxT[:, :-1], probe)
-            loss, log_z = self._loss(x_BxTxD, window_BxT[:, 1:])
-        loss.backward()  # type: ignore[no-untyped-call]
+            objective, loss, log_z = self._loss(x_BxTxD, window_BxT[:, 1:], self.key.train.z_loss)
+        objective.backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
             grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
-            finite = torch.isfinite(loss) & torch.isfinite(grad_norm)
-            optimizer.found_inf.copy_(~finite)  # type: ignore[attr-defined]
-            optimizer.grad_scale.copy_((grad_norm / self.key.train.clip).clamp(min=1.0))  # type: ignore[attr-defined]
+            finite = torch.isfinite(objective) & torch.isfinite(grad_norm)
             torch._foreach_copy_(self._before, self._parameters)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            self._optimizer.step(finite, (grad_norm / self.key.train.clip).clamp(min=1.0))
+            for parameter in self._parameters:
+                parameter.grad = None
+            self.model.constrain()
+            self.model.clip_heads(finite)
             weight_norm = torch.nn.utils.get_total_norm(self._before)
             torch._foreach_sub_(self._before, self._parameters)
             update_norm = torch.nn.utils.get_total_norm(self._before) / weight_norm
@@ -165,7 +149,7 @@ class Engine:
         """Capture the step for ``probe`` on the batch at hand; what the steps on the way change is put back."""
         tensors = [*self._parameters, *self.model.buffers()]
         saved = [t.detach().clone() for t in tensors]
-        moments = {p: {name: v.clone() for name, v in s.items()} for p, s in self._optimizer.state.items()}
+        moments = {p: {name: v.clone() for name, v in s.items()} for p, s in self._optimizer.states()}
         graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
@@ -180,11 +164,12 @@ class Engine:
                 self._step(probe)
             self._graphs[probe] = graph
         finally:
-            self._optimizer.zero_grad(set_to_none=True)
+            for parameter in self._parameters:
+                parameter.grad = None
             with torch.no_grad():
                 for tensor, old in zip(tensors, saved, strict=True):
                     tensor.copy_(old)
-                for parameter, state in self._optimizer.state.items():
+                for parameter, state in self._optimizer.states():
                     for name, value in state.items():
                         value.copy_(moments[parameter][name]) if parameter in moments else value.zero_()
 

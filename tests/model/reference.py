@@ -1,16 +1,12 @@
-"""The schemes of Rybakov et al. (arXiv 2410.16682) written out a second time, in plain float64 tensor algebra.
+"""Which formula each row is held against, and the helpers that build and randomise real models for a comparison.
 
-The formulas take weights by name and call nothing of ``lrsweep``. Below them stand the few helpers that build and
-randomise real models for a comparison.
-
-Legend: B batch, T sequence, D model width, H heads, K head width, V vocabulary.
+The formulas themselves, which call nothing of ``lrsweep``, stand in :mod:`tests.model.formulas` and
+:mod:`tests.model.spheres`.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,31 +15,13 @@ from lrsweep.config import ModelShape
 from lrsweep.model import GPT, init_weights
 from lrsweep.model.linear import SigmaReparam
 from lrsweep.schemes import Scheme, find
+from tests.model.formulas import Recipe, Reference, rope
+from tests.model.spheres import ANGPT, NGPT
 
 # The tensors of these tests are tiny: more threads would only wait for one another, and sums must come out one way.
 torch.set_num_threads(1)
 
-EPS = 1e-5
 BODIES = ("gpt", "llama")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What a scheme does, as its paper says it; the defaults are the pre-LN block."""
-
-    beta: float = 1.0
-    cap: float = math.inf
-    clip: tuple[float, float] | None = None
-    qk: str = "no"
-    v: str = "no"
-    before_attn: bool = True
-    before_mlp: bool = True
-    after_proj: bool = False
-    after_fc2: bool = False
-    before_head: bool = True
-    layerscale: bool = False
-    sigma: bool = False
-
 
 RECIPES = {
     "preln": Recipe(),
@@ -57,7 +35,32 @@ RECIPES = {
     "qkv_norm": Recipe(qk="head", v="head", before_attn=False),
     "qknorm_cap": Recipe(qk="head", cap=50.0),
 }
-"""The ten rows of the paper."""
+"""The ten rows of Rybakov et al. (arXiv 2410.16682)."""
+
+OTHER_RECIPES = {
+    "simplenorm": Recipe(
+        norm="rms",
+        qk="full",
+        v="full",
+        before_attn=False,
+        after_proj=True,
+        before_mlp=False,
+        after_fc1=True,
+        after_fc2=True,
+    ),
+    "vanilla_init": Recipe(),
+    "embed_detach": Recipe(embed="detach"),
+    "scaled_embed": Recipe(embed="sqrt_d"),
+    "embed_ln": Recipe(embed="norm"),
+    "xavier_init": Recipe(),
+    "peri_ln": Recipe(after_proj=True, after_fc2=True),
+    "olmo2": Recipe(qk="full", before_attn=False, after_proj=True, before_mlp=False, after_fc2=True),
+    "hybridnorm": Recipe(qk="head", v="head", before_attn=False, stream_before_mlp=True, before_mlp=False),
+    "post_ln": Recipe(before_attn=False, before_mlp=False, after_add="plain", before_head=False),
+    "deepnorm": Recipe(before_attn=False, before_mlp=False, after_add="deep", before_head=False),
+    "dyt": Recipe(norm="dyt"),
+}
+"""The other rows but the two normalized transformers."""
 
 OWN_ROWS = {
     "full_width": (
@@ -82,9 +85,30 @@ OWN_ROWS = {
 }
 """Rows as a user may register them, for the fields that no row of the paper uses and for combinations."""
 
+MODIFIED = {
+    "preln+final_cap": Recipe(final_cap=30.0),
+    "qkv_norm+full_qk": Recipe(qk="full", v="full", before_attn=False),
+    "qknorm_cap+full_qk": Recipe(qk="full", cap=50.0),
+    "hybridnorm+full_qk": Recipe(qk="full", v="full", before_attn=False, stream_before_mlp=True, before_mlp=False),
+    "soft_temp+mup": Recipe(beta=0.5, mup=True),
+    "sigma_reparam+final_cap+mup": Recipe(sigma=True, final_cap=30.0, mup=True),
+}
+"""Modifiers that change the forward."""
+
+SPHERES = {"ngpt": NGPT, "angpt": ANGPT}
+CAPPED_SPHERES = {f"{name}+final_cap": sphere for name, sphere in SPHERES.items()}
+
 ALL_RECIPES = {**RECIPES, **{name: recipe for name, (_, recipe) in OWN_ROWS.items()}}
+"""The paper's rows and those of :data:`OWN_ROWS`."""
+EVERY_RECIPE = {**ALL_RECIPES, **OTHER_RECIPES, **MODIFIED}
+ROWS = (*RECIPES, *OTHER_RECIPES, *SPHERES)
+"""Every registered row."""
+
 CASES = tuple(itertools.product(RECIPES, BODIES))
 ALL_CASES = tuple(itertools.product(ALL_RECIPES, BODIES))
+ROW_CASES = tuple(itertools.product(ROWS, BODIES))
+EVERY_CASE = tuple(itertools.product((*ROWS, *OWN_ROWS, *MODIFIED, *CAPPED_SPHERES), BODIES))
+"""Every registered row, those of a user and those of modifiers, on both bodies."""
 
 
 def scheme_of(name: str) -> Scheme:
@@ -92,119 +116,13 @@ def scheme_of(name: str) -> Scheme:
     return OWN_ROWS[name][0] if name in OWN_ROWS else find(name)
 
 
-def norm(x: Tensor, gain: Tensor, body: str) -> Tensor:
-    """LayerNorm without bias (gpt) or RMSNorm (llama) over the last axis."""
-    if body == "gpt":
-        x = x - x.mean(-1, keepdim=True)
-    return x / torch.sqrt((x * x).mean(-1, keepdim=True) + EPS) * gain
-
-
-def rope(x_BxTxHxK: Tensor) -> Tensor:
-    """Position t turns the complex number x_i + j·x_{i+K/2} by t·10000^(−2i/K)."""
-    seq, half = x_BxTxHxK.shape[1], x_BxTxHxK.shape[-1] // 2
-    frequency = torch.tensor([10_000.0 ** (-i / half) for i in range(half)], dtype=torch.float64)
-    turn = torch.exp(1j * torch.arange(seq, dtype=torch.float64)[:, None] * frequency)[:, None, :]
-    turned = torch.complex(x_BxTxHxK[..., :half], x_BxTxHxK[..., half:]) * turn
-    return torch.cat((turned.real, turned.imag), dim=-1)
-
-
-def probabilities(q_BxTxHxK: Tensor, k_BxTxHxK: Tensor, recipe: Recipe) -> Tensor:
-    """Attention weights (B, H, T, T) with an explicit mask."""
-    seq = q_BxTxHxK.shape[1]
-    logit = recipe.beta * torch.einsum("bihk,bjhk->bhij", q_BxTxHxK, k_BxTxHxK) / math.sqrt(q_BxTxHxK.shape[-1])
-    if math.isfinite(recipe.cap):
-        logit = recipe.cap * torch.tanh(logit / recipe.cap)
-    past = torch.tensor([[j <= i for j in range(seq)] for i in range(seq)])
-    largest = torch.where(past, logit, -math.inf).amax(-1, keepdim=True).detach()
-    weight = torch.where(past, torch.exp(torch.where(past, logit - largest, 0.0)), 0.0)
-    p = weight / weight.sum(-1, keepdim=True)
-    if recipe.clip is not None:
-        zeta, gamma = recipe.clip
-        p = torch.where(past, torch.clip((zeta - gamma) * p + gamma, 0, 1), 0.0)
-    return p
-
-
-def power_iteration(weight: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """One step from v: u = Wv/‖Wv‖, v = Wᵀu/‖Wᵀu‖ without gradient, and σ = uᵀWv with one."""
-    with torch.no_grad():
-        u = weight @ v
-        u = u / u.norm()
-        v = weight.T @ u
-        v = v / v.norm()
-    return u, v, u @ weight @ v
-
-
-class Reference:
-    """Forward pass of a recipe on named weights.
-
-    Args:
-        trained: whether σReparam takes σ from one step of power iteration, else the true spectral norm.
-    """
-
-    def __init__(
-        self, recipe: Recipe, body: str, weights: dict[str, Tensor], *, heads: int, trained: bool = False
-    ) -> None:
-        self.recipe, self.body, self.heads, self.trained, self.w = recipe, body, heads, trained, weights
-
-    def linear(self, x: Tensor, name: str) -> Tensor:
-        weight = self.w[f"{name}.weight"]
-        if self.recipe.sigma:
-            if self.trained:
-                sigma = power_iteration(weight, self.w[f"{name}.v"])[2]
-            else:
-                sigma = torch.linalg.matrix_norm(weight, 2)
-            weight = self.w[f"{name}.sigma_gain"] / sigma * weight
-        return torch.einsum("...i,oi->...o", x, weight)
-
-    def norm_if(self, present: bool, x: Tensor, name: str) -> Tensor:
-        return norm(x, self.w[f"{name}.gain"], self.body) if present else x
-
-    def heads_norm(self, scope: str, x_BxTxHxK: Tensor, name: str) -> Tensor:
-        if scope == "no":
-            return x_BxTxHxK
-        if scope == "head":
-            return norm(x_BxTxHxK, self.w[f"{name}.gain"], self.body)
-        whole = x_BxTxHxK.reshape(*x_BxTxHxK.shape[:2], -1)
-        return norm(whole, self.w[f"{name}.norm.gain"], self.body).reshape(x_BxTxHxK.shape)
-
-    def attention(self, x: Tensor, at: str) -> Tensor:
-        qkv = self.linear(x, f"{at}.attn.qkv")
-        q, k, v = (part.reshape(*x.shape[:2], self.heads, -1) for part in qkv.split(x.shape[-1], dim=-1))
-        q = rope(self.heads_norm(self.recipe.qk, q, f"{at}.attn.q_norm"))
-        k = rope(self.heads_norm(self.recipe.qk, k, f"{at}.attn.k_norm"))
-        v = self.heads_norm(self.recipe.v, v, f"{at}.attn.v_norm")
-        mixed = torch.einsum("bhij,bjhk->bihk", probabilities(q, k, self.recipe), v)
-        return self.linear(mixed.reshape(x.shape), f"{at}.attn.proj")
-
-    def mlp(self, x: Tensor, at: str) -> Tensor:
-        h = self.linear(x, f"{at}.mlp.fc1")
-        if self.body == "gpt":
-            h = h / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
-        else:
-            gate, up = h.split(h.shape[-1] // 2, dim=-1)
-            h = gate / (1 + torch.exp(-gate)) * up
-        return self.linear(h, f"{at}.mlp.fc2")
-
-    def join(self, x: Tensor, f: Tensor, name: str) -> Tensor:
-        return x + (self.w[f"{name}.gain"] * f if self.recipe.layerscale else f)
-
-    def block(self, x: Tensor, at: str) -> Tensor:
-        recipe = self.recipe
-        f = self.attention(self.norm_if(recipe.before_attn, x, f"{at}.attn_norm"), at)
-        x = self.join(x, self.norm_if(recipe.after_proj, f, f"{at}.proj_norm"), f"{at}.attn_residual")
-        f = self.mlp(self.norm_if(recipe.before_mlp, x, f"{at}.mlp_norm"), at)
-        return self.join(x, self.norm_if(recipe.after_fc2, f, f"{at}.fc2_norm"), f"{at}.mlp_residual")
-
-    def forward(self, tokens: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Output of every block, and the logits."""
-        x = self.w["embedding"][tokens]
-        outputs = []
-        for layer in itertools.count():
-            if f"blocks.{layer}.attn.qkv.weight" not in self.w:
-                break
-            x = self.block(x, f"blocks.{layer}")
-            outputs.append(x)
-        return outputs, self.linear(self.norm_if(self.recipe.before_head, x, "final_norm"), "head")
+def reference_of(name: str, body: str, weights: dict[str, Tensor], *, trained: bool = False) -> Reference:
+    """The formula of the row under test, on ``weights`` of a model of :data:`SHAPE`."""
+    if name in SPHERES:
+        return SPHERES[name](body, weights, heads=SHAPE.n_heads)
+    if name in CAPPED_SPHERES:
+        return CAPPED_SPHERES[name](body, weights, heads=SHAPE.n_heads, final_cap=30.0)
+    return Reference(EVERY_RECIPE[name], body, weights, heads=SHAPE.n_heads, trained=trained)
 
 
 SHAPE = ModelShape(n_layers=2, d_model=24, n_heads=3, seq_len=12, vocab_size=40)
@@ -222,8 +140,9 @@ def build(name: str, body: str, *, seed: int = 0, shape: ModelShape = SHAPE) -> 
 def randomise(model: GPT, *, seed: int = 1) -> GPT:
     """Every parameter at random and of order 1; q and k larger, by another factor in each head.
 
-    Attention logits then run from near 0 (first head) to beyond a cap of 50 (last head), and gains differ from one
-    another and from 1. u, v and the gain of σReparam are those of the new weights, the gain off by a random factor.
+    Attention logits then run from near 0 (first head) to beyond a cap of 50 (last head), gains differ from one another
+    and from 1, and residual step sizes have both signs. u, v and the gain of σReparam are those of the new weights, the
+    gain off by a random factor.
     """
     generator = torch.Generator().manual_seed(seed)
     shape = model.shape
@@ -232,6 +151,8 @@ def randomise(model: GPT, *, seed: int = 1) -> GPT:
         noise = torch.randn(p.shape, generator=generator, dtype=torch.float64)
         if p.ndim == 2:
             p.copy_(noise if name == "embedding" else noise / p.shape[1] ** 0.5)
+        elif name.endswith("step.value"):
+            p.copy_(noise)
         else:
             p.copy_(1 + noise / 2)
         if name.endswith("qkv.weight"):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrsweep.model.norms import FullWidth, LayerNorm, RMSNorm
-from tests.model.reference import norm
+from tests.model.formulas import norm
 
 QUICK = settings(deadline=None, max_examples=40)
 KINDS = [("gpt", LayerNorm), ("llama", RMSNorm)]

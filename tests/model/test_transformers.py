@@ -16,8 +16,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from lrsweep.config import d_ff
+from lrsweep.config import mlp_width
 from lrsweep.model import GPT, next_token_loss
+from lrsweep.schemes import find
 from tests.model.reference import SHAPE, build, random_tokens
 
 COMMON = {
@@ -86,12 +87,12 @@ def neox_pairs(ours: GPT, theirs: nn.Module) -> Pairs:
 
 
 def llama() -> nn.Module:
-    ff = d_ff("llama", SHAPE.d_model)
+    ff = mlp_width(find("preln"), "llama", SHAPE.d_model)
     return LlamaForCausalLM(LlamaConfig(**COMMON, intermediate_size=ff, rms_norm_eps=1e-5, rope_parameters=ROPE))
 
 
 def qwen3() -> nn.Module:
-    ff = d_ff("llama", SHAPE.d_model)
+    ff = mlp_width(find("preln"), "llama", SHAPE.d_model)
     heads = {"num_key_value_heads": SHAPE.n_heads, "head_dim": SHAPE.d_head}
     return Qwen3ForCausalLM(
         Qwen3Config(**COMMON, **heads, intermediate_size=ff, rms_norm_eps=1e-5, rope_parameters=ROPE)
@@ -101,7 +102,7 @@ def qwen3() -> nn.Module:
 def neox() -> nn.Module:
     config = GPTNeoXConfig(
         **COMMON,
-        intermediate_size=d_ff("gpt", SHAPE.d_model),
+        intermediate_size=mlp_width(find("preln"), "gpt", SHAPE.d_model),
         hidden_act="gelu_pytorch_tanh",
         layer_norm_eps=1e-5,
         use_parallel_residual=False,

@@ -65,7 +65,7 @@ def test_names_match_without_case_and_separators(tmp_path: Path) -> None:
 
 def test_all_means_every_scheme() -> None:
     assert find_schemes(("ALL",)) == all_schemes()
-    assert default_name(SweepConfig(arch=tuple(s.name for s in all_schemes()), size=("2m",))) == "all-gpt-2m"
+    assert default_name(SweepConfig(arch=("all",), size=("2m",)), all_schemes()) == "all-gpt-2m"
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)

@@ -67,7 +67,7 @@ def state_of(engine: Engine) -> dict[str, Tensor]:
     named = dict(engine.model.named_parameters())
     state = {**named, **dict(engine.model.named_buffers())}
     for key, parameter in named.items():
-        for slot, value in engine._optimizer.state.get(parameter, {}).items():
+        for slot, value in dict(engine._optimizer.states()).get(parameter, {}).items():
             state[f"{key}/{slot}"] = value
     return {key: value.detach().clone() for key, value in state.items()}
 
@@ -177,7 +177,10 @@ def test_clipping_scales_the_gradient_and_not_the_reported_norm(name: str) -> No
         for p, g in zip(engine.model.parameters(), gradients, strict=True):
             expected = 0.1 * g * min(1, clip / norm)
             torch.testing.assert_close(
-                engine._optimizer.state[p]["exp_avg"], expected, rtol=1e-4, atol=1e-6 * expected.abs().max().item()
+                dict(engine._optimizer.states())[p]["exp_avg"],
+                expected,
+                rtol=1e-4,
+                atol=1e-6 * expected.abs().max().item(),
             )
 
 
@@ -242,7 +245,7 @@ def test_one_seed_gives_bitwise_one_run(name: str, body: str) -> None:
     fresh = engine_of(name, body)
     for key, value in (*fresh.model.named_parameters(), *fresh.model.named_buffers()):
         assert torch.equal(value, state_of(second)[key]), key
-    assert all((v == 0).all() for state in second._optimizer.state.values() for v in state.values())
+    assert all((v == 0).all() for _, state in second._optimizer.states() for v in state.values())
     np.testing.assert_array_equal(train(second, data, lrs).scalars_RxS, losses)
     same(state_of(first), state_of(second))
 
@@ -374,7 +377,7 @@ def test_a_bad_batch_leaves_no_trace(name: str, body: str, bad: float) -> None:
         rest = train(engine, good[at:], lrs[at:]).scalars_RxS
         if name == "sigma_reparam":
             np.testing.assert_allclose(rest[:, LOSS], expected[at:, LOSS], rtol=1e-3)
-            assert all(engine._optimizer.state[p]["step"].item() == 4 for p in engine.model.parameters())
+            assert all(dict(engine._optimizer.states())[p]["step"].item() == 4 for p in engine.model.parameters())
         else:
             np.testing.assert_array_equal(rest, expected[at:])
             same(state_of(engine), state_of(reference))
@@ -516,7 +519,7 @@ def test_bf16_keeps_fp32_weights_and_stays_near_the_fp32_losses(name: str) -> No
     engine = engine_of(name, precision="bf16")
     half = train(engine, data, lrs, Probe.ALL)
     assert all(p.dtype == torch.float32 for p in engine.model.parameters())
-    assert all(v.dtype == torch.float32 for s in engine._optimizer.state.values() for v in s.values())
+    assert all(v.dtype == torch.float32 for _, s in engine._optimizer.states() for v in s.values())
     full = train(engine_of(name), data, lrs, Probe.ALL)
     np.testing.assert_allclose(half.scalars_RxS[:, LOSS], full.scalars_RxS[:, LOSS], rtol=0.01)
     assert not np.array_equal(half.scalars_RxS, full.scalars_RxS)

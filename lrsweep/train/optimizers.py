@@ -1,0 +1,197 @@
+"""Optimizers as the step needs them: clipped, guarded, with learning rates on the device, and no word to the host.
+
+Each takes its gradients from ``p.grad``, the clip as a divisor, and a flag that says whether the step is finite. Where
+it is not, no weight moves and nothing non-finite enters a moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lrsweep.config import TrainConfig
+from lrsweep.model import GPT
+from lrsweep.model.gpt import is_matrix
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Parameters that are trained alike."""
+
+    params: list[Tensor]
+    """The parameters."""
+    weight_decay: float
+    """λ of this group."""
+    lr_factor: float
+    """LR of this group over that of the step."""
+    hidden: bool
+    """Whether these are the matrices inside the blocks."""
+
+
+class Optimizer(Protocol):
+    """What the step asks of an optimizer."""
+
+    def step(self, finite: Tensor, divisor: Tensor) -> None:
+        """Update in place from gradients divided by ``divisor``; leave weights alone unless ``finite``."""
+
+    def states(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """(parameter, its state tensors) for all that have some by now."""
+
+
+def groups_of(model: GPT, train: TrainConfig, weight_decay: float) -> list[Group]:
+    """Matrices inside the blocks; embedding and head; gains and biases, which take no decay unless ``decay_on`` says.
+
+    Under ``mup_base`` the first learn at LR·base/d (Yang et al., 2203.03466, Table 8) with λ·d/base, so that the
+    product, which is what decays a weight, stays.
+    """
+    hidden: list[Tensor] = [p for p in model.blocks.parameters() if is_matrix(p)]
+    others: list[Tensor] = [model.embedding, model.head.weight]
+    vectors: list[Tensor] = [p for p in model.parameters() if not is_matrix(p)]
+    base = model.scheme.mup_base
+    ratio = 1.0 if base is None else model.shape.d_model / base
+    return [
+        Group(params=hidden, weight_decay=weight_decay * ratio, lr_factor=1 / ratio, hidden=True),
+        Group(params=others, weight_decay=weight_decay, lr_factor=1.0, hidden=False),
+        Group(
+            params=vectors,
+            weight_decay=weight_decay if train.decay_on == "all" else 0.0,
+            lr_factor=1.0,
+            hidden=False,
+        ),
+    ]
+
+
+class _Rates:
+    """The learning rate of each group as a device tensor that follows the step's."""
+
+    def __init__(self, lr: Tensor, groups: Sequence[Group]) -> None:
+        self._lr = lr
+        self._scaled = {g.lr_factor: torch.zeros_like(lr) for g in groups if g.lr_factor != 1.0}
+
+    def of(self, group: Group) -> Tensor:
+        return self._scaled.get(group.lr_factor, self._lr)
+
+    def follow(self) -> None:
+        for factor, scaled in self._scaled.items():
+            torch.mul(self._lr, factor, out=scaled)
+
+
+class AdamW:
+    """torch's fused AdamW (Loshchilov & Hutter, 1711.05101).
+
+    The fused kernel divides gradients by ``grad_scale`` and leaves everything untouched where ``found_inf`` is 1:
+    clipping and the guard cost no pass over memory.
+    """
+
+    def __init__(self, groups: Sequence[Group], train: TrainConfig, lr: Tensor) -> None:
+        groups = [g for g in groups if g.params]
+        self._rates = _Rates(lr, groups)
+        self._adamw = torch.optim.AdamW(
+            [{"params": g.params, "weight_decay": g.weight_decay, "lr": self._rates.of(g)} for g in groups],
+            betas=(train.beta1, train.beta2),
+            eps=train.eps,
+            fused=True,
+            capturable=lr.is_cuda,
+        )
+        self._adamw.grad_scale = torch.ones_like(lr)  # type: ignore[attr-defined]
+        self._adamw.found_inf = torch.zeros_like(lr)  # type: ignore[attr-defined]
+
+    def step(self, finite: Tensor, divisor: Tensor) -> None:
+        self._rates.follow()
+        self._adamw.found_inf.copy_(~finite)  # type: ignore[attr-defined]
+        self._adamw.grad_scale.copy_(divisor)  # type: ignore[attr-defined]
+        self._adamw.step()
+
+    def states(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        yield from self._adamw.state.items()
+
+
+class StableAdamW:
+    """AdamW whose LR of each tensor is divided by max(1, RMS) (Wortsman et al., 2304.13013, Algorithm 2).
+
+    RMS² is the mean of g²/max(v, ε²), v being the second moment with this step's gradient in it and without its bias;
+    an LR so divided also scales the decay.
+    """
+
+    def __init__(self, groups: Sequence[Group], train: TrainConfig, lr: Tensor) -> None:
+        self._groups = [g for g in groups if g.params]
+        self._rates = _Rates(lr, groups)
+        self._betas, self._eps = (train.beta1, train.beta2), train.eps
+        self._first = [[torch.zeros_like(p) for p in g.params] for g in self._groups]
+        self._second = [[torch.zeros_like(p) for p in g.params] for g in self._groups]
+        self._steps = torch.zeros_like(lr)
+
+    @torch.no_grad()
+    def step(self, finite: Tensor, divisor: Tensor) -> None:
+        self._rates.follow()
+        moves = finite.to(self._steps.dtype)
+        self._steps += moves
+        # Debiasing folded into the decay rates, as the algorithm does: β(1 − β^(t−1))/(1 − β^t); 1, and so no change,
+        # in a step that is not finite.
+        keep_1, keep_2 = (
+            torch.where(finite, beta * (1 - beta ** (self._steps - 1)) / (1 - beta**self._steps), 1.0)
+            for beta in self._betas
+        )
+        for group, firsts, seconds in zip(self._groups, self._first, self._second, strict=True):
+            lr = self._rates.of(group) * moves
+            for p, first, second in zip(group.params, firsts, seconds, strict=True):
+                assert p.grad is not None
+                g = torch.where(finite, p.grad / divisor, 0.0)
+                first.lerp_(g, 1 - keep_1)
+                second.lerp_(g.square(), 1 - keep_2)
+                rms = g.square().div_(second.clamp(min=self._eps**2)).mean().sqrt()
+                tensor_lr = lr / rms.clamp(min=1.0)
+                p.mul_(1 - tensor_lr * group.weight_decay)
+                p.sub_(tensor_lr * first / (second.sqrt() + self._eps))
+
+    def states(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        for group, firsts, seconds in zip(self._groups, self._first, self._second, strict=True):
+            for p, first, second in zip(group.params, firsts, seconds, strict=True):
+                yield p, {"first": first, "second": second}
+        yield self._steps, {"steps": self._steps}
+
+
+class Muon:
+    """torch's own Muon on the matrices inside the blocks (Liu et al., 2502.16982), AdamW on everything else.
+
+    torch's takes its LR as a number of the host, which a captured step cannot change. So it runs at LR 1 without decay
+    on tensors of zeros, which leaves its update there, and that is applied with the LR on the device.
+    """
+
+    def __init__(self, groups: Sequence[Group], train: TrainConfig, lr: Tensor) -> None:
+        self._groups = [g for g in groups if g.hidden and g.params]
+        self._adamw = AdamW([g for g in groups if not g.hidden], train, lr)
+        self._rates = _Rates(lr, self._groups)
+        self._updates = [[torch.zeros_like(p) for p in g.params] for g in self._groups]
+        self._muon = torch.optim.Muon(
+            [u for updates in self._updates for u in updates], lr=1.0, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
+        )
+
+    @torch.no_grad()
+    def step(self, finite: Tensor, divisor: Tensor) -> None:
+        self._rates.follow()
+        for group, updates in zip(self._groups, self._updates, strict=True):
+            for p, update in zip(group.params, updates, strict=True):
+                assert p.grad is not None
+                update.zero_()
+                update.grad = torch.where(finite, p.grad / divisor, 0.0)
+        self._muon.step()  # type: ignore[no-untyped-call]
+        for group, updates in zip(self._groups, self._updates, strict=True):
+            lr = self._rates.of(group) * finite
+            for p, update in zip(group.params, updates, strict=True):
+                p.mul_(1 - lr * group.weight_decay)
+                p.add_(lr * update)
+                update.grad = None
+        self._adamw.step(finite, divisor)
+
+    def states(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        yield from self._muon.state.items()
+        yield from self._adamw.states()
+
+
+OPTIMIZERS: dict[str, type[AdamW | StableAdamW | Muon]] = {"adamw": AdamW, "stable_adamw": StableAdamW, "muon": Muon}
+"""Optimizer by the name in a :class:`~lrsweep.config.TrainConfig`."""
