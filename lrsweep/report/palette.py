@@ -59,18 +59,29 @@ _OTHER_LINESTYLES: tuple[LineStyle, ...] = ("-", "--", "-.", ":")
 
 
 def style_of(scheme: str) -> Style:
-    """The look of a scheme: fixed for the known ones, by a hash of the name for any other."""
+    """The look of a scheme: fixed for the known ones, by a hash of the name for any other.
+
+    With modifiers (``qknorm+zloss``) it has its scheme's colour, and a marker and a line style of its own.
+    """
     if scheme in _KNOWN:
         return _KNOWN[scheme]
     color, marker, linestyle = hashlib.sha256(scheme.encode()).digest()[:3]
+    base = _KNOWN.get(scheme.split("+")[0])
+    markers = [m for m in _OTHER_MARKERS if base is None or m != base.marker]
+    linestyles = [line for line in _OTHER_LINESTYLES if base is None or line != base.linestyle]
     return Style(
-        _OTHER_COLORS[color % len(_OTHER_COLORS)],
-        _OTHER_MARKERS[marker % len(_OTHER_MARKERS)],
-        _OTHER_LINESTYLES[linestyle % len(_OTHER_LINESTYLES)],
+        base.color if base else _OTHER_COLORS[color % len(_OTHER_COLORS)],
+        markers[marker % len(markers)],
+        linestyles[linestyle % len(linestyles)],
     )
 
 
 def in_order(schemes: Iterable[str]) -> list[str]:
-    """Each scheme once: the known ones from the baseline on, then the others by name."""
+    """Each scheme once: the known ones from the baseline on, each before its modified ones; then the others by name."""
     known = list(_KNOWN)
-    return sorted(set(schemes), key=lambda s: (known.index(s) if s in _KNOWN else len(known), s))
+
+    def place(scheme: str) -> int:
+        base = scheme.split("+")[0]
+        return known.index(base) if base in _KNOWN else len(known)
+
+    return sorted(set(schemes), key=lambda s: (place(s), s))
