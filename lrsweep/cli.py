@@ -12,7 +12,9 @@ import tyro
 
 import lrsweep
 from lrsweep.config import SweepConfig, read_config_file, shown
+from lrsweep.detect import DetectorConfig
 from lrsweep.errors import DONE, INTERRUPTED, USAGE, UserError
+from lrsweep.logs import Format
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,48 @@ class ReportCommand:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Explain:
+    """Say which signals of one trial left the range of its stable siblings, in what order, and how long before."""
+
+    trial: Annotated[str, tyro.conf.Positional, shown("TRIAL")]
+    """A trial's name in trials.parquet, a part of it that no other has, or its file in steps/."""
+    out: Annotated[Path | None, shown("FOLDER")] = None
+    """Result folder of the sweep; default: any in results/."""
+    plot: Annotated[Path | None, shown("FILE")] = None
+    """Draw the loss and the first signals against the siblings; .svg, .pdf or .png."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detect:
+    """Judge training logs: CSV, JSON, Parquet, TensorBoard, transformers, Megatron-LM, torchtitan, nanoGPT and its kin.
+
+    Exit code 0 if every run is stable, 1 if one diverged, went non-finite or stalled, 2 if a log cannot be read.
+    Spikes that recovered are listed and change no exit code.
+    """
+
+    files: Annotated[tuple[str, ...], tyro.conf.Positional, shown("FILE [FILE ...]")] = ()
+    """Logs, folders of TensorBoard runs, or - for standard input."""
+    format: Annotated[Format | None, shown("{csv,jsonl,json,parquet,tensorboard,text}")] = None
+    """Format of the logs; default: told by their content."""
+    loss_key: Annotated[str | None, shown("NAME")] = None
+    """Column of the training loss; default: by known names."""
+    step_key: Annotated[str | None, shown("NAME")] = None
+    """Column of the step, or `none` to number the points."""
+    grad_norm_key: Annotated[str | None, shown("NAME")] = None
+    """Column of the gradient norm."""
+    grace_steps: Annotated[int, tyro.conf.arg(metavar="N")] = DetectorConfig().grace_steps
+    """First steps, in which only non-finite losses count; the warm-up's length if that is longer."""
+    margin: Annotated[float, tyro.conf.arg(metavar="NATS")] = DetectorConfig().margin
+    """Rise of the smoothed loss above its best that counts as having left it."""
+    stall_level: Annotated[float | None, shown("NATS")] = None
+    """Loss that a run must get below, such as the unigram entropy of its text; default: not judged."""
+    json: Annotated[bool, shown("")] = False
+    """Print one JSON object for each log instead, a line each."""
+    plot: Annotated[Path | None, shown("FILE")] = None
+    """Draw each loss with its events and verdict; .svg, .pdf or .png."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Schemes:
     """List the schemes, or show one."""
 
@@ -78,11 +122,13 @@ class Bench:
     """Where to save the figures, with hardware and versions."""
 
 
-Command = Sweep | Train | ReportCommand | Schemes | Doctor | Bench
+Command = Sweep | Train | ReportCommand | Explain | Detect | Schemes | Doctor | Bench
 _COMMANDS: dict[str, Callable[..., Any]] = {
     "sweep": Sweep,
     "train": Train,
     "report": ReportCommand,
+    "explain": Explain,
+    "detect": Detect,
     "schemes": Schemes,
     "doctor": Doctor,
     "bench": Bench,
@@ -118,6 +164,14 @@ def _run(command: Command, argv: Sequence[str]) -> int:
             return _train(command, argv)
         case ReportCommand():
             return _report(command)
+        case Explain():
+            from rich.console import Console
+
+            from lrsweep.explain import print_explanation
+
+            return print_explanation(command.trial, command.out, command.plot, Console())
+        case Detect():
+            return _detect(command)
         case Schemes():
             from lrsweep.describe import print_schemes
 
@@ -186,6 +240,27 @@ def _report(command: ReportCommand) -> int:
     from lrsweep.sweep.closing import report_folder
 
     return report_folder(command.folder, command.epsilon, Console(soft_wrap=not sys.stdout.isatty()))
+
+
+def _detect(command: Detect) -> int:
+    from rich.console import Console
+
+    from lrsweep.detect_command import run_detect
+    from lrsweep.logs import Keys
+
+    try:
+        config = DetectorConfig(grace_steps=command.grace_steps, margin=command.margin, stall_level=command.stall_level)
+    except ValueError as error:
+        raise UserError(f"--{error}") from None
+    return run_detect(
+        command.files,
+        format=command.format,
+        keys=Keys(step=command.step_key, loss=command.loss_key, grad_norm=command.grad_norm_key),
+        config=config,
+        as_json=command.json,
+        plot=command.plot,
+        console=Console(width=None if sys.stdout.isatty() else 1000),  # a line of a file or a pipe is not folded
+    )
 
 
 if __name__ == "__main__":
