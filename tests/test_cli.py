@@ -20,7 +20,9 @@ def test_version(tmp_path: Path) -> None:
     assert lrsweep("--version", cwd=tmp_path).stdout == f"lrsweep {package.__version__}\n"
 
 
-@pytest.mark.parametrize("words", [(), ("sweep",), ("train",), ("report",), ("schemes",), ("doctor",), ("bench",)])
+@pytest.mark.parametrize(
+    "words", [(), ("sweep",), ("train",), ("report",), ("explain",), ("schemes",), ("doctor",), ("bench",)]
+)
 def test_help_needs_nothing_heavy(words: tuple[str, ...], tmp_path: Path) -> None:
     code = (
         "import sys\n"

@@ -9,6 +9,7 @@ from lrsweep.analysis.bracket import walk
 from lrsweep.analysis.dose_response import fit_lr50
 from lrsweep.analysis.losses import best_point, lr_sensitivity, spikes_per_1k
 from lrsweep.analysis.outcomes import SCHEME_KEYS, Epsilon, epsilon_of, judge
+from lrsweep.analysis.spike_scores import rate_per_1k
 
 FRONTIER_COLUMNS = (
     "scheme",
@@ -25,22 +26,25 @@ FRONTIER_COLUMNS = (
     "best_lr",
     "lr_sensitivity",
     "spikes_per_1k",
+    "same_batch_spikes_per_1k",
 )
 
 
-def frontier(trials: pd.DataFrame, epsilon: Epsilon) -> pd.DataFrame:
+def frontier(trials: pd.DataFrame, epsilon: Epsilon, spikes: pd.DataFrame | None = None) -> pd.DataFrame:
     """The frontier with :data:`FRONTIER_COLUMNS`, sorted by scheme, body and size.
 
     ``epsilon`` in nats; ``seeds`` counts those with a trial that is no error; ``max_stable_lr`` and
     ``min_unstable_lr`` are the bracket of the seeds' vote (:func:`~lrsweep.analysis.bracket.walk`); ``lr50``,
     ``lr50_lo`` and ``lr50_hi`` the fit to all outcomes but the undertrained, which tell nothing of the
     frontier (:func:`~lrsweep.analysis.dose_response.fit_lr50`); ``best_loss`` and ``best_lr`` the lowest
-    point of the seed-mean curve; ``lr_sensitivity`` in nats; ``spikes_per_1k`` over 1,000 steps. Each is NaN
-    where its function says so.
+    point of the seed-mean curve; ``lr_sensitivity`` in nats; ``spikes_per_1k`` over 1,000 steps, and
+    ``same_batch_spikes_per_1k`` those against the siblings on the same batches, of the trials that ``spikes`` scores.
+    Each is NaN where its function says so.
 
     Args:
         trials: a table with the columns of :data:`lrsweep.store.TRIAL_COLUMNS`, in any order of rows.
         epsilon: ε in nats, one number or one for each size.
+        spikes: from :func:`~lrsweep.analysis.spike_scores.spike_scores`; None: not scored.
 
     Raises:
         ValueError: ε is negative or NaN, or a size has none.
@@ -65,6 +69,11 @@ def frontier(trials: pd.DataFrame, epsilon: Epsilon) -> pd.DataFrame:
                 best.lr,
                 lr_sensitivity(group),
                 spikes_per_1k(group),
+                np.nan if spikes is None else _same_batch_spikes_per_1k(group, spikes),
             )
         )
     return pd.DataFrame(rows, columns=list(FRONTIER_COLUMNS))
+
+
+def _same_batch_spikes_per_1k(group: pd.DataFrame, spikes: pd.DataFrame) -> float:
+    return rate_per_1k(spikes[spikes["trial"].isin(group["trial"])], "same_batch_spikes")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,19 +133,27 @@ def save(figure: Figure, folder: Path, name: str) -> dict[str, Path]:
 
     The layout is worked out once, and the canvases are asked directly: ``Figure.savefig`` would draw twice each time.
     """
+    paths = {suffix: folder / f"{name}.{suffix}" for suffix in _WRITERS}
+    _write(figure, paths)
+    return paths
+
+
+def save_as(figure: Figure, path: Path) -> None:
+    """Write one file, in the format that its suffix names: one of :data:`FORMATS`."""
+    _write(figure, {path.suffix.removeprefix("."): path})
+
+
+def _write(figure: Figure, paths: Mapping[str, Path]) -> None:
     figure.dpi = _DPI
     layout = figure.get_layout_engine()
     if layout is not None:
         layout.execute(figure)
         figure.set_layout_engine("none")
-    paths = {}
-    for suffix, write in _WRITERS.items():
+    for suffix, path in paths.items():
         buffer = io.BytesIO()
         figure.dpi = _DPI  # the vector canvases leave it at 72; it is the resolution of rasterised parts
-        write(figure, buffer)
-        paths[suffix] = folder / f"{name}.{suffix}"
-        write_bytes(paths[suffix], buffer.getvalue())
-    return paths
+        _WRITERS[suffix](figure, buffer)
+        write_bytes(path, buffer.getvalue())
 
 
 _WRITERS: dict[str, Callable[[Figure, io.BytesIO], None]] = {
@@ -153,3 +161,5 @@ _WRITERS: dict[str, Callable[[Figure, io.BytesIO], None]] = {
     "pdf": lambda figure, to: FigureCanvasPdf(figure).print_pdf(to, metadata={"CreationDate": None}),  # type: ignore[no-untyped-call]
     "png": lambda figure, to: FigureCanvasAgg(figure).print_png(to),  # type: ignore[no-untyped-call]
 }
+FORMATS = tuple(_WRITERS)
+"""Suffixes of what :func:`save_as` writes."""

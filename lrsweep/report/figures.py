@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 
+import pandas as pd
 from matplotlib.figure import Figure
 
+from lrsweep.analysis import Trace, compare, trace
+from lrsweep.analysis.lead_time import HOLD
 from lrsweep.report.frontier_figures import draw_frontier, draw_losses, draw_tolerance
 from lrsweep.report.frontier_info import get_frontier_info, get_loss_info, get_tolerance_info
+from lrsweep.report.labels import format_lr
+from lrsweep.report.lead_figures import draw_lead
+from lrsweep.report.lead_info import choose_trial, get_lead_info
 from lrsweep.report.run_figures import draw_logits, draw_loss_curves, draw_norms
-from lrsweep.report.run_info import get_norm_info, get_runs_info
+from lrsweep.report.run_info import Read, get_norm_info, get_runs_info
 from lrsweep.report.section import Section
 from lrsweep.store import ResultStore
 
@@ -33,8 +38,15 @@ class Drawing:
     """The drawing."""
 
 
-def drawings(section: Section, store: ResultStore) -> Iterator[Drawing]:
-    """Every figure of ``section``; those whose records are not in the folder, or hold nothing, are left out."""
+def drawings(section: Section, store: ResultStore, steps: Read, exits: pd.DataFrame) -> Iterator[Drawing]:
+    """Every figure of ``section``; those whose records are not in the folder, or hold nothing, are left out.
+
+    Args:
+        section: trials of one body and size.
+        store: the result folder.
+        steps: what reads a trial's steps from it.
+        exits: of all unstable trials, from :func:`lrsweep.analysis.lead_times`.
+    """
     yield Drawing(
         name="frontier",
         heading="Largest stable learning rate",
@@ -60,7 +72,6 @@ def drawings(section: Section, store: ResultStore) -> Iterator[Drawing]:
         "the right, the less it costs to miss the best learning rate.",
         figure=draw_losses(get_loss_info(section), section),
     )
-    steps = cache(store.steps)
     with_steps = _recorded(section, store, "steps")
     losses = get_runs_info(with_steps, steps, "loss")
     if losses.panels:
@@ -82,6 +93,9 @@ def drawings(section: Section, store: ResultStore) -> Iterator[Drawing]:
             figure=draw_logits(logits, section),
         )
     with_layers = _recorded(section, store, "layers")
+    chosen = choose_trial(exits[exits["trial"].isin(section.trials["trial"])])
+    if chosen is not None:
+        yield _lead_drawing(with_layers, chosen, lambda trial: trace(steps(trial), store.layers(trial)))
     for scheme in with_layers.schemes:
         norms = get_norm_info(with_layers, store.layers, scheme)
         if norms.columns:
@@ -96,7 +110,27 @@ def drawings(section: Section, store: ResultStore) -> Iterator[Drawing]:
             )
 
 
-def _recorded(section: Section, store: ResultStore, kind: str) -> Section:
-    """The section with only the trials that have a file of that kind."""
+def recorded(trials: pd.DataFrame, store: ResultStore, kind: str) -> pd.DataFrame:
+    """The trials that have a file of that kind."""
     there = {path.stem for path in (store.root / kind).glob("*.parquet")}
-    return replace(section, trials=section.trials[section.trials["trial"].isin(there)])
+    return trials[trials["trial"].isin(there)]
+
+
+def _recorded(section: Section, store: ResultStore, kind: str) -> Section:
+    return replace(section, trials=recorded(section.trials, store, kind))
+
+
+def _lead_drawing(section: Section, trial: str, read: Callable[[str], Trace]) -> Drawing:
+    row = section.trials[section.trials["trial"] == trial].iloc[0]
+    comparison = compare(section.trials, trial, read)
+    assert comparison.band is not None
+    named = f"{row['scheme']}, LR {format_lr(row['lr'])}, seed {row['seed']}: {row['outcome']}"
+    return Drawing(
+        name="lead",
+        heading="What moved first in one trial",
+        caption=f"{named}. Grey: the range of its {len(comparison.siblings)} stable siblings at each step, all "
+        f"learning rates and seeds. Dashed: what has to be passed for {HOLD} steps to leave their band: the highest "
+        "that any of them is at that step or later, and on top of it the most by which one was above the rest. "
+        "“lrsweep explain” draws any trial.",
+        figure=draw_lead(get_lead_info(comparison, comparison.band), f"{named} ({section.body} {section.size})"),
+    )

@@ -51,6 +51,12 @@ class PageContent:
     """Brackets of the seeds."""
     trials: TextTable
     """Every trial with its outcome, which is the column ``outcome``."""
+    leads: TextTable
+    """What left the siblings' band first, by scheme; left out without a row."""
+    exits: TextTable
+    """The same, by trial."""
+    spikes: TextTable
+    """Spike scores by scheme and LR; left out without a row."""
     advice: tuple[GridAdvice, ...]
     """Learning rates to try next."""
     illustrations: tuple[Illustration, ...]
@@ -68,6 +74,8 @@ def render_page(content: PageContent) -> str:
         _table(content.frontier),
         _advice(content.advice),
         *(_section(title, group) for title, group in groupby(content.illustrations, key=lambda i: i.section)),
+        *_with_details("first", "What moved first", content.leads, "Each unstable trial", content.exits),
+        *_with_details("spikes", "Spikes", None, "By learning rate", content.spikes),
         '<h2 id="seeds">Brackets of the seeds</h2>',
         _table(content.brackets),
         '<h2 id="trials">All trials</h2>',
@@ -129,6 +137,16 @@ def _table(table: TextTable) -> str:
     head = row(table.header, "th")
     rows = "\n".join(row(cells, "td") for cells in table.rows)
     return f'<div class="wide"><table>\n<thead>{head}</thead>\n<tbody>\n{rows}\n</tbody>\n</table></div>'
+
+
+def _with_details(name: str, heading: str, shown: TextTable | None, summary: str, folded: TextTable) -> list[str]:
+    """A heading, a table, and another one on demand; nothing where there are no rows."""
+    if not (folded.rows or (shown is not None and shown.rows)):
+        return []
+    parts = [f'<h2 id="{name}">{heading}</h2>', "" if shown is None else _table(shown)]
+    if folded.rows:
+        parts.append(f"<details><summary>{summary}</summary>\n{_table(folded)}</details>")
+    return parts
 
 
 def _cell_class(table: TextTable, column: int, cell: str) -> str:

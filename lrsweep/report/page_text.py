@@ -46,6 +46,38 @@ DEFINITIONS = (
         "model's (Wortsman et al., arXiv 2309.14322).",
     ),
     ("spikes/1k", "Loss spikes in 1,000 optimizer steps, over all trials of the scheme."),
+    (
+        "same-batch/1k",
+        "The same rule on each trial’s loss above the median loss, at the same step, of the other trials of its body "
+        "and size that are stable, and on its gradient norm over theirs. All see the same batches, so a hard batch "
+        "vanishes and an instability stays. A dash: fewer than two of them.",
+    ),
+    (
+        "OLMo score",
+        "Percentage of losses at least 7 standard deviations from the mean of the 1,000 before (OLMo 2, arXiv "
+        "2501.00656); of steps whose loss or gradient norm is more than 6 above that of the 128 before (OLMo-core). "
+        "A dash: no step has as many before it.",
+    ),
+    (
+        "first to leave",
+        "A signal leaves the band of the stable trials of its scheme, body and size, its siblings, when it is higher "
+        "for 20 steps on end than any of them at that step or later, by more than any of them is above the others. "
+        "Signals are the loss, log Z, the gradient norm, the update norm over the learning rate, and each layer’s "
+        "output norms and attention logits. Shown: where the first was in most unstable trials, and in those of the "
+        "lowest unstable learning rate. First is not the cause, and far above the stable learning rates everything "
+        "leaves soon.",
+    ),
+    (
+        "before loss, before onset",
+        "How many steps the first signal left before the loss did, and before the onset of the trial’s own verdict; "
+        "median over the unstable trials. A dash: the loss never left, or the verdict has no onset, as that of "
+        "degraded trials.",
+    ),
+    (
+        "false alarms",
+        "Each sibling against the band of the others: the share of its signals that leave, and in how many siblings "
+        "any does. With few siblings, which signal is first means little.",
+    ),
 )
 """Terms and what they mean, for the end of the page."""
 

@@ -5,7 +5,7 @@ A :class:`TextTable` is made once from a table of :mod:`lrsweep.analysis`; the r
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,7 @@ def frontier_text(frontier: pd.DataFrame) -> TextTable:
             _at(row["best_loss"], row["best_lr"]),
             format_number(row["lr_sensitivity"], 3),
             format_number(row["spikes_per_1k"], 2),
+            format_number(row["same_batch_spikes_per_1k"], 2),
         )
         for row in display_order(frontier).to_dict("records")
     ]
@@ -67,6 +68,7 @@ def frontier_text(frontier: pd.DataFrame) -> TextTable:
         "best loss @ LR",
         "LR sensitivity",
         "spikes/1k",
+        "same-batch/1k",
     )
     return TextTable(header=header, rows=tuple(rows), labels=3)
 
@@ -106,7 +108,7 @@ def trials_text(judged: pd.DataFrame) -> TextTable:
             format_number(row["logit_max"], 1),
             str(row["steps"]),
             NOTHING if pd.isna(row["onset_step"]) else str(row["onset_step"]),
-            _reason(row),
+            reason_of(row),
         )
         for row in display_order(judged.sort_values(["lr", "seed"], kind="stable")).to_dict("records")
     ]
@@ -128,7 +130,7 @@ def trials_text(judged: pd.DataFrame) -> TextTable:
     return TextTable(header=header, rows=tuple(rows), labels=4)
 
 
-def _reason(row: dict[Hashable, Any]) -> str:
+def reason_of(row: Mapping[Any, Any]) -> str:
     """The trial's own, unless its siblings are the reason."""
     if row["verdict"] == "stable" and row["outcome"] in ("degraded", "undertrained"):
         return f"ended {row['excess']:.3f} nats above its best sibling"
@@ -168,12 +170,14 @@ def to_latex(table: TextTable) -> str:
 
 
 def to_rich(table: TextTable, *, title: str) -> Table:
-    """For the terminal. A column with one value in all rows goes into the title, so that 80 columns do."""
+    """For the terminal. A column with one value in all rows goes into the title, and the same-batch rate is left
+    to the page and the files, so that 80 columns do.
+    """
     columns = dict(zip(table.header, zip(*table.rows, strict=True), strict=True)) if table.rows else {}
     constant = [name for name in _TITLE_WORTHY if name in columns and len(set(columns[name])) == 1]
     facts = [title, *(_TITLE_WORTHY[name].format(columns[name][0]) for name in constant)]
     rich = Table(title=" · ".join(facts), title_justify="left", box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    shown = [i for i, name in enumerate(table.header) if name not in constant]
+    shown = [i for i, name in enumerate(table.header) if name not in (*constant, *_FILES_ONLY)]
     for i in shown:
         name = _BROKEN.get(table.header[i], table.header[i])
         rich.add_column(name, justify="left" if i < table.labels else "right", overflow="fold")
@@ -183,6 +187,7 @@ def to_rich(table: TextTable, *, title: str) -> Table:
 
 
 _TITLE_WORTHY = {"body": "{}", "size": "{}", "seeds": "seeds {}", "ε (nats)": "ε {} nats"}
+_FILES_ONLY = ("same-batch/1k",)
 _BROKEN = {
     "max stable LR": "max stable\nLR",
     "best loss @ LR": "best loss\n@ LR",

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
 
-from lrsweep.analysis import Epsilon, GridAdvice, brackets, frontier, judge, outside_grid, tolerance
+from lrsweep.analysis import (
+    Epsilon,
+    GridAdvice,
+    brackets,
+    frontier,
+    judge,
+    lead_times,
+    outside_grid,
+    spike_scores,
+    spikes_by_lr,
+    tolerance,
+    trace,
+)
 from lrsweep.errors import UserError
 from lrsweep.report.canvas import save, style
-from lrsweep.report.figures import drawings
+from lrsweep.report.figures import drawings, recorded
 from lrsweep.report.page import Illustration, PageContent, render_page
 from lrsweep.report.section import sections
+from lrsweep.report.sibling_tables import exits_text, leads_text, spikes_text
 from lrsweep.report.tables import (
     brackets_text,
     display_order,
@@ -44,11 +58,11 @@ class Report:
 
 
 def write_report(store: ResultStore, *, epsilon: Epsilon) -> Report:
-    """Write ``frontier.{csv,md,tex}``, ``brackets.csv``, ``tolerance.csv`` and the folder ``report/`` of a
-    sweep.
+    """Write ``frontier.{csv,md,tex}``, ``brackets.csv``, ``tolerance.csv``, ``spikes.csv``, ``lead_times.csv`` and the
+    folder ``report/`` of a sweep.
 
     All trials that have finished are in it, however few; ``trials.parquet`` is made anew from them. A folder
-    that holds ``trials.parquet`` alone is reported without the figures of single trials. Each file is
+    that holds ``trials.parquet`` alone is reported without what needs the records of single trials. Each file is
     replaced in one step.
 
     Args:
@@ -63,7 +77,11 @@ def write_report(store: ResultStore, *, epsilon: Epsilon) -> Report:
     if trials.empty:
         raise UserError(f"{store.root} holds no finished trial; run `lrsweep sweep` first, or name another folder")
     judged = judge(trials, epsilon)
-    frontier_table = display_order(frontier(trials, epsilon))
+    steps = cache(store.steps)
+    ran = recorded(judged[judged["outcome"] != "error"], store, "steps")
+    spikes = spike_scores(ran, steps)
+    lead = lead_times(recorded(ran, store, "layers"), lambda trial: trace(steps(trial), store.layers(trial)))
+    frontier_table = display_order(frontier(trials, epsilon, spikes))
     bracket_table = display_order(brackets(trials, epsilon))
     advice = outside_grid(frontier_table, trials)
 
@@ -74,6 +92,8 @@ def write_report(store: ResultStore, *, epsilon: Epsilon) -> Report:
         "frontier.tex": to_latex(frontier_text(frontier_table)),
         "brackets.csv": to_csv(bracket_table),
         "tolerance.csv": to_csv(display_order(tolerance(trials))),
+        "spikes.csv": to_csv(display_order(spikes)),
+        "lead_times.csv": to_csv(display_order(lead.exits)),
     }
     for name, text in texts.items():
         write_text(root / name, text)
@@ -84,7 +104,7 @@ def write_report(store: ResultStore, *, epsilon: Epsilon) -> Report:
     with style():
         for section in parts:
             suffix = f"-{section.body}-{section.size}" if len(parts) > 1 else ""
-            for drawing in drawings(section, store):
+            for drawing in drawings(section, store, steps, lead.exits):
                 files = save(drawing.figure, folder, drawing.name + suffix)
                 paths += files.values()
                 illustrations.append(
@@ -103,6 +123,9 @@ def write_report(store: ResultStore, *, epsilon: Epsilon) -> Report:
             frontier=frontier_text(frontier_table),
             brackets=brackets_text(bracket_table),
             trials=trials_text(judged),
+            leads=leads_text(lead),
+            exits=exits_text(lead.exits),
+            spikes=spikes_text(spikes_by_lr(spikes)),
             advice=advice,
             illustrations=tuple(illustrations),
         )

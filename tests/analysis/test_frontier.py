@@ -38,6 +38,7 @@ def test_by_hand():
     )
     (row,) = frontier(trials, 0.25).to_dict("records")
     lr50 = row.pop("lr50"), row.pop("lr50_lo"), row.pop("lr50_hi")
+    assert math.isnan(row.pop("same_batch_spikes_per_1k"))  # not scored
     assert row == {
         "scheme": "preln",
         "body": "gpt",

@@ -5,13 +5,16 @@ from dataclasses import replace
 
 import pytest
 
+from lrsweep.analysis import lead_times
 from lrsweep.report.canvas import save, style
 from lrsweep.report.figures import drawings
 from lrsweep.report.section import sections
 from lrsweep.store import ResultStore
+from tests.analysis.tables import make_trials
 from tests.report.synthetic import Sweep, make_trial, write_sweep
 
 SMALL = Sweep(schemes=("preln", "qknorm"), lrs=(0.01, 0.1, 1.0), seeds=(0, 1), steps=30, layers=2)
+NO_EXITS = lead_times(make_trials([]).assign(outcome="", unstable=False), lambda _: None).exits
 FIGURES = ["frontier", "tolerance", "loss_vs_lr", "loss_curves", "logits"]
 
 
@@ -20,7 +23,7 @@ def names(store: ResultStore, folder) -> list[str]:
     found = []
     with style():
         for section in sections(store.write_trials(), 0.25):
-            for drawing in drawings(section, store):
+            for drawing in drawings(section, store, store.steps, NO_EXITS):
                 paths = save(drawing.figure, folder, drawing.name)
                 assert all(path.stat().st_size > 0 for path in paths.values())
                 found.append(drawing.name)
@@ -72,7 +75,7 @@ def test_trials_whose_records_are_gone_are_left_out_of_their_figures(tmp_path):
         path.unlink()
     (section,) = sections(trials, 0.25)
     with style():
-        drawn = {drawing.name: drawing for drawing in drawings(section, store)}
+        drawn = {drawing.name: drawing for drawing in drawings(section, store, store.steps, NO_EXITS)}
     assert list(drawn) == FIGURES
     assert [axes.get_title() for axes in drawn["logits"].figure.axes][:-1] == ["preln"]
 

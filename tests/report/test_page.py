@@ -31,6 +31,9 @@ def content(tmp_path, **changes) -> PageContent:
         "frontier": TABLE,
         "brackets": TABLE,
         "trials": TABLE,
+        "leads": TABLE,
+        "exits": TABLE,
+        "spikes": TABLE,
         "advice": (GridAdvice(scheme=EVIL, body="gpt", size="2m", outside="above", lrs=(1.0, 3.0)),),
         "illustrations": (figure,),
     }
@@ -98,3 +101,11 @@ def test_advice_says_which_side(tmp_path):
     assert "low (gpt 2m): no learning rate was stable" in items[0]
     assert items[0].endswith("1e-4, 3e-4")
     assert items[1].endswith("0.2, 0.4")
+
+
+def test_sections_without_a_row_are_left_out(tmp_path):
+    empty = TextTable(header=("scheme", "LR"), rows=(), labels=1)
+    headings = [e.text for e in parse(render_page(content(tmp_path))).iter("h2")]
+    assert {"What moved first", "Spikes"} < set(headings)
+    page = parse(render_page(content(tmp_path, leads=empty, exits=empty, spikes=empty)))
+    assert [e.text for e in page.iter("h2")] == [h for h in headings if h not in ("What moved first", "Spikes")]

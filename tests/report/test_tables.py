@@ -83,6 +83,7 @@ def test_the_terminal_table_fits_80_columns_and_names_epsilon():
     console.print(to_rich(frontier_text(frontier(pd.concat(wide), 0.25)), title="Frontier"))
     text = console.export_text()
     assert "Frontier · gpt · 0.2m · seeds 2 · ε 0.25 nats" in text
+    assert "same" not in text  # the same-batch rate has no room; it is on the page and in the files
     (row,) = [line for line in text.splitlines() if "sigma_reparam" in line]
     assert "0.1 … 1" in row
     assert "2.000 @ 1e-3" in row

@@ -9,7 +9,7 @@ import duckdb
 import pandas as pd
 import pytest
 
-from lrsweep.analysis import FRONTIER_COLUMNS, brackets, frontier, tolerance
+from lrsweep.analysis import FRONTIER_COLUMNS, brackets, frontier, judge, spike_scores, tolerance
 from lrsweep.errors import UserError
 from lrsweep.report import Report, write_report
 from lrsweep.report.tables import display_order
@@ -35,11 +35,12 @@ def report(store) -> Report:
 
 
 def test_every_file_is_there_and_nothing_else(store, report):
-    stems = ["frontier", "tolerance", "loss_vs_lr", "loss_curves", "logits"]
+    stems = ["frontier", "tolerance", "loss_vs_lr", "loss_curves", "logits", "lead"]
     figures = [f"{stem}-{part}" for part in ("gpt-0.2m", "llama-10m") for stem in stems]
     figures += ["norms-preln-gpt-0.2m", "norms-qknorm-gpt-0.2m", "norms-preln-llama-10m"]
     expected = {f"report/{figure}.{suffix}" for figure in figures for suffix in ("svg", "pdf", "png")}
     expected |= {"report/index.html", "frontier.csv", "frontier.md", "frontier.tex", "brackets.csv", "tolerance.csv"}
+    expected |= {"spikes.csv", "lead_times.csv"}
     assert {str(path.relative_to(store.root)) for path in report.paths} == expected
     on_disk = {str(p.relative_to(store.root)) for p in store.root.rglob("*") if p.is_file()}
     sweep = {p for p in on_disk if p.startswith(("steps/", "layers/"))} | {"manifest.json", "trials.parquet"}
@@ -50,8 +51,10 @@ def test_every_file_is_there_and_nothing_else(store, report):
 def test_tables_say_what_the_analysis_says(store, report):
     epsilon = {"0.2m": 0.25, "10m": 0.5}
     trials = store.trials()
+    scored = judge(trials, epsilon).query("outcome != 'error'"), store.steps
     for name, table in (
-        ("frontier", frontier(trials, epsilon)),
+        ("frontier", frontier(trials, epsilon, spike_scores(*scored))),
+        ("spikes", spike_scores(*scored)),
         ("brackets", brackets(trials, epsilon)),
         ("tolerance", tolerance(trials)),
     ):
