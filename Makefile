@@ -21,7 +21,7 @@ FLAGS = $(if $(ARCH),--arch $(ARCH)) $(if $(SIZE),--size $(SIZE)) $(if $(BODY),-
         $(if $(DATA),--data "$(DATA)") $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep report test check format bench clean
+.PHONY: help setup sweep report test check format bench bench-probe clean
 
 help:  ## this text
 	@echo 'lrsweep: how high can the learning rate go before a GPT diverges?'
@@ -29,7 +29,7 @@ help:  ## this text
 	@echo '  make sweep ARCH=qknorm_cap                     find the largest stable LR of one scheme'
 	@echo '  make sweep ARCH="preln qknorm qknorm_cap"      compare several; ARCH=all for every scheme'
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo 'Variables of sweep: ARCH SIZE BODY LRS SEEDS STEPS DATA OUT ARGS (further flags of `lrsweep sweep`).'
 
@@ -55,7 +55,7 @@ report: $(VENV)/.run  ## tables and plots anew: make report OUT=results/…
 	@$(BIN)/lrsweep report "$(OUT)" $(ARGS)
 
 test: $(VENV)/.test  ## run the tests
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses auto --dist loadgroup $(ARGS)
 
 check: $(VENV)/.test  ## format, lint and types
 	@$(BIN)/ruff format --check .
@@ -68,6 +68,9 @@ format: $(VENV)/.test  ## format the code
 
 bench: $(VENV)/.run  ## cost of the probes, as ratios of paired runs
 	@$(BIN)/lrsweep bench $(ARGS)
+
+bench-probe: $(VENV)/.test  ## cost of a Probe in transformers' Llama
+	@$(BIN)/python -m lrsweep.probe_bench $(ARGS)
 
 clean:  ## remove .venv and caches; results stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis
