@@ -120,6 +120,7 @@ def test_the_plan_keeps_how_a_file_was_named_and_the_next_command_too(mine: Path
     assert f"--arch '{mine}:mine+zloss' " in command or f"--arch {mine}:mine+zloss " in command
 
 
+@pytest.mark.xdist_group("ray")
 def test_a_sweep_trains_it_in_workers_that_never_see_the_file(mine: Path, tmp_path: Path) -> None:
     """Ray's workers get the row with the trial; tables and manifest carry the whole label."""
     out = tmp_path / "result"

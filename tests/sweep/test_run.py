@@ -18,6 +18,9 @@ import pytest
 from lrsweep.store import TRIAL_COLUMNS, ResultStore
 from tests.commands import QUICK, command, lrsweep
 
+# One after the other: each starts a Ray of its own, and some look for its workers.
+pytestmark = pytest.mark.xdist_group("ray")
+
 GRID = ("--arch", "preln", "qknorm", "--lrs", "1e-3", "1e-2", "1e6", "--seeds", "1", "--device", "cpu")
 LONG = ("--steps", "100", "--batch-size", "2")
 UNTIMED = [c for c in TRIAL_COLUMNS if c != "wall_s"]
