@@ -60,7 +60,7 @@ class GPT(nn.Module):
         self.embedding = nn.Parameter(torch.empty(shape.vocab_size, d_model))
         embed_paths: dict[str, Callable[[], nn.Module]] = {
             "plain": nn.Identity,
-            "scaled": lambda: scale(d_model**0.5),
+            "scaled": lambda: scale((scheme.mup_base or d_model) ** 0.5),
             "norm": lambda: norm_of(scheme, body, d_model),
             "detach": Detach,
         }

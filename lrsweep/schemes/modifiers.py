@@ -92,7 +92,7 @@ MODIFIERS = {
             name="adamw",
             source="Loshchilov & Hutter, arXiv 1711.05101",
             formula="AdamW, which is the default",
-            change=_training("optimizer", "adamw"),
+            change=lambda row: replace(row, training=tuple(pair for pair in row.training if pair[0] != "optimizer")),
         ),
         Modifier(
             name="full_qk",
@@ -106,7 +106,8 @@ MODIFIERS = {
             formula="at m = d/64: hidden matrices start at std/√m and learn at LR/m, output logits times 1/m, "
             "attention scale √32/d_h",
             ours="equal to the standard parametrization at width 64 with heads of 32, as in size 0.2m; "
-            "λ of hidden matrices times m, so that LR·λ stays",
+            "λ of hidden matrices times m, so that LR·λ stays; with Muon √m for m in both, since its update's spectral "
+            "norm grows only as √d; scaled_embed's √d is that of the base width",
             change=_mup,
         ),
     )
@@ -130,7 +131,7 @@ def modify(row: Scheme, names: tuple[str, ...]) -> Scheme:
     changed = row
     for modifier in chosen:
         changed = modifier.change(changed)
-    shown = [m for m in chosen if m.name != "adamw"]
+    shown = [m for m in chosen if m.name != "adamw" or "optimizer" in dict(row.training)]
     return replace(
         changed,
         name="+".join([row.name, *(m.name for m in shown)]),

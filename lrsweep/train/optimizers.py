@@ -46,13 +46,14 @@ def groups_of(model: GPT, train: TrainConfig, weight_decay: float) -> list[Group
     """Matrices inside the blocks; embedding and head; gains and biases, which take no decay unless ``decay_on`` says.
 
     Under ``mup_base`` the first learn at LR·base/d (Yang et al., 2203.03466, Table 8) with λ·d/base, so that the
-    product, which is what decays a weight, stays.
+    product, which is what decays a weight, stays. Muon's updates, of full rank, have a spectral norm that grows as √d
+    and not as d, and √(base/d) takes that back (Yang et al., 2310.17813).
     """
     hidden: list[Tensor] = [p for p in model.blocks.parameters() if is_matrix(p)]
     others: list[Tensor] = [model.embedding, model.head.weight]
     vectors: list[Tensor] = [p for p in model.parameters() if not is_matrix(p)]
     base = model.scheme.mup_base
-    ratio = 1.0 if base is None else model.shape.d_model / base
+    ratio = 1.0 if base is None else (model.shape.d_model / base) ** (0.5 if train.optimizer == "muon" else 1.0)
     return [
         Group(params=hidden, weight_decay=weight_decay * ratio, lr_factor=1 / ratio, hidden=True),
         Group(params=others, weight_decay=weight_decay, lr_factor=1.0, hidden=False),

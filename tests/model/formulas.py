@@ -185,7 +185,9 @@ class Reference:
             return 0.1 * e + 0.9 * e.detach()
         if self.recipe.embed == "norm":
             return self.norm(e, "embed")
-        return math.sqrt(e.shape[-1]) * e if self.recipe.embed == "sqrt_d" else e
+        if self.recipe.embed == "sqrt_d":
+            return math.sqrt(64 if self.recipe.mup else e.shape[-1]) * e
+        return e
 
     def logits(self, x: Tensor) -> Tensor:
         y = self.linear(self.norm_if(self.recipe.before_head, x, "final_norm"), "head")

@@ -91,6 +91,7 @@ MODIFIED = {
     "qknorm_cap+full_qk": Recipe(qk="full", cap=50.0),
     "hybridnorm+full_qk": Recipe(qk="full", v="full", before_attn=False, stream_before_mlp=True, before_mlp=False),
     "soft_temp+mup": Recipe(beta=0.5, mup=True),
+    "scaled_embed+mup": Recipe(embed="sqrt_d", mup=True),
     "sigma_reparam+final_cap+mup": Recipe(sigma=True, final_cap=30.0, mup=True),
 }
 """Modifiers that change the forward."""

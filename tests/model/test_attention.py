@@ -143,7 +143,7 @@ def test_soft_cap_of_50_leaves_small_logits_alone() -> None:
 
 
 @pytest.mark.parametrize(("body", "mean_is_zero"), [("gpt", True), ("llama", False)])
-@pytest.mark.parametrize("name", ["qknorm", "qk_fc_norm", "qkv_norm", "qknorm_cap"])
+@pytest.mark.parametrize("name", ["qknorm", "qk_fc_norm", "qkv_norm", "qknorm_cap", "hybridnorm"])
 def test_qk_norm_gives_q_and_k_rms_1_in_every_head_before_rope(name: str, body: str, mean_is_zero: bool) -> None:
     """At gain 1, per head and token, whatever the size of the weights; and after RoPE too, which turns only."""
     model = build(name, body)

@@ -14,7 +14,7 @@ from lrsweep.model import GPT, Probe, next_token_loss
 from lrsweep.model.block import Block
 from tests.model.reference import BODIES, build, random_tokens
 
-SMALL = ModelShape(n_layers=3, d_model=64, n_heads=2, seq_len=4, vocab_size=64)
+SMALL = ModelShape(n_layers=4, d_model=64, n_heads=2, seq_len=4, vocab_size=64)
 
 
 def embedded(model: GPT) -> Tensor:

@@ -58,7 +58,7 @@ MODIFIED_COUNTS = {"qknorm+full_qk": ("qknorm", 2), "hybridnorm+full_qk": ("hybr
 @pytest.mark.parametrize("name", [*MODIFIED_COUNTS, *(f"preln+{m}" for m in MODIFIERS if m != "full_qk")])
 def test_modifiers_change_the_count_only_where_they_widen_gains(name: str) -> None:
     row, gains = MODIFIED_COUNTS.get(name, ("preln", 0))
-    for preset in SIZES.values():
+    for preset in (SIZES["0.2m"], SIZES["10m"]):
         with torch.device("meta"):
             model = GPT(find(name), "llama", preset.shape)
         shape = preset.shape

@@ -125,7 +125,7 @@ def test_a_sweep_trains_it_in_workers_that_never_see_the_file(mine: Path, tmp_pa
     """Ray's workers get the row with the trial; tables and manifest carry the whole label."""
     out = tmp_path / "result"
     schemes_and_lrs = ("--arch", f"{mine}:mine+zloss", "ngpt", "--lrs", "1e-3", "1e-2", "--seeds", "1")
-    done = lrsweep("sweep", *schemes_and_lrs, *QUICK, "--out", out, cwd=tmp_path)
+    done = lrsweep("sweep", *schemes_and_lrs, *QUICK, "--out", out, cwd=tmp_path, timeout=300)
     assert done.returncode in (0, 4), done.stderr
     assert "mine+zloss" in (out / "frontier.md").read_text()
     manifest = json.loads((out / "manifest.json").read_text())
