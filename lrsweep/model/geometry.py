@@ -87,7 +87,11 @@ def row_axis(scheme: Scheme, name: str) -> int:
     return 0 if scheme.geometry == "sphere" and into_stream else 1
 
 
-def project(weight: Tensor, axis: int, geometry: str) -> None:
-    """Bring the rows of ``weight`` back, in place: to length 1 (sphere), or to at most 1 (ball)."""
+def project(weight: Tensor, axis: int, geometry: str, apply: Tensor | None = None) -> None:
+    """Bring the rows of ``weight`` back, in place: to length 1 (sphere), or to at most 1 (ball).
+
+    Where ``apply``, a boolean scalar on the device, is False, no bit of it changes.
+    """
     lengths = torch.linalg.vector_norm(weight, dim=axis, keepdim=True)
-    weight.div_(lengths.clamp_(min=1.0 if geometry == "ball" else 1e-12))
+    lengths = lengths.clamp(min=1.0 if geometry == "ball" else 1e-12)
+    weight.div_(lengths if apply is None else torch.where(apply, lengths, 1.0))

@@ -112,13 +112,16 @@ class GPT(nn.Module):
         return objective, loss.detach(), log_z_BxT.detach().mean()
 
     @torch.no_grad()
-    def constrain(self) -> None:
-        """Bring weights back to where the row's geometry wants them, in place; nothing where it is free."""
+    def constrain(self, apply: Tensor | None = None) -> None:
+        """Bring weights back to where the row's geometry wants them, in place; nothing where it is free.
+
+        Nor where ``apply``, a boolean scalar on the device, is False.
+        """
         if self.scheme.geometry == "free":
             return
         for name, parameter in self.named_parameters():
             if is_matrix(parameter):
-                project(parameter, row_axis(self.scheme, name), self.scheme.geometry)
+                project(parameter, row_axis(self.scheme, name), self.scheme.geometry, apply)
 
     def clip_heads(self, apply: Tensor) -> None:
         """:meth:`Attention.clip_heads` on every layer; nothing where the row has no ``qk_clip``."""

@@ -107,7 +107,8 @@ MODIFIERS = {
             "attention scale √32/d_h",
             ours="equal to the standard parametrization at width 64 with heads of 32, as in size 0.2m; "
             "λ of hidden matrices times m, so that LR·λ stays; with Muon √m for m in both, since its update's spectral "
-            "norm grows only as √d; scaled_embed's √d is that of the base width",
+            "norm grows only as √d; scaled_embed's √d is that of the base width; "
+            "σReparam's activations do not stay flat, since its g is no matrix",
             change=_mup,
         ),
     )

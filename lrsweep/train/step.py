@@ -134,7 +134,7 @@ class Engine:
             self._optimizer.step(finite, (grad_norm / self.key.train.clip).clamp(min=1.0))
             for parameter in self._parameters:
                 parameter.grad = None
-            self.model.constrain()
+            self.model.constrain(finite)
             self.model.clip_heads(finite)
             weight_norm = torch.nn.utils.get_total_norm(self._before)
             torch._foreach_sub_(self._before, self._parameters)
