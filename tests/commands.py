@@ -10,7 +10,7 @@ QUICK = ("--steps", "6", "--batch-size", "2", "--warmup-steps", "1", "--device",
 """Flags that make a trial a matter of a tenth of a second."""
 
 
-def lrsweep(*arguments: object, cwd: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def lrsweep(*arguments: object, cwd: Path, timeout: float = 400) -> subprocess.CompletedProcess[str]:
     """``lrsweep ARGUMENTS`` in ``cwd``, output captured."""
     return subprocess.run(command(*arguments), cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
 
