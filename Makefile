@@ -14,6 +14,7 @@ SEEDS :=
 STEPS :=
 DATA  :=
 OUT   :=
+CURVES :=
 ARGS  :=
 
 FLAGS = $(if $(ARCH),--arch $(ARCH)) $(if $(SIZE),--size $(SIZE)) $(if $(BODY),--body $(BODY)) \
@@ -21,7 +22,7 @@ FLAGS = $(if $(ARCH),--arch $(ARCH)) $(if $(SIZE),--size $(SIZE)) $(if $(BODY),-
         $(if $(DATA),--data "$(DATA)") $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep report test check format bench bench-probe clean
+.PHONY: help setup sweep report test check format bench bench-probe bench-detector clean
 
 help:  ## this text
 	@echo 'lrsweep: how high can the learning rate go before a GPT diverges?'
@@ -29,7 +30,7 @@ help:  ## this text
 	@echo '  make sweep ARCH=qknorm_cap                     find the largest stable LR of one scheme'
 	@echo '  make sweep ARCH="preln qknorm qknorm_cap"      compare several; ARCH=all for every scheme'
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo 'Variables of sweep: ARCH SIZE BODY LRS SEEDS STEPS DATA OUT ARGS (further flags of `lrsweep sweep`).'
 
@@ -71,6 +72,9 @@ bench: $(VENV)/.run  ## cost of the probes, as ratios of paired runs
 
 bench-probe: $(VENV)/.test  ## cost of a Probe in transformers' Llama
 	@$(BIN)/python -m lrsweep.probe_bench $(ARGS)
+
+bench-detector: $(VENV)/.run  ## the detector beside other tools' rules: make bench-detector CURVES=…
+	@$(BIN)/python -m lrsweep.detector_bench "$(CURVES)" $(ARGS)
 
 clean:  ## remove .venv and caches; results stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis

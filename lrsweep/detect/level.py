@@ -19,13 +19,14 @@ class Level:
     An excursion is open while the gap between the two is above its line: ``margin``, or ``margin_sigmas`` of the
     noise. Whenever the gap has come down to ``recovery`` of the height at which patience began, patience begins anew
     from there: a decay of any size is waited for as long as it keeps that pace; a rise, a plateau or a decay that
-    stops is not.
+    stops is not. Patience ends when it has lasted ``patience`` points and ``patience_share`` of the steps watched.
     """
 
     def __init__(self, config: DetectorConfig) -> None:
         self._config = config
         self._steps: list[int] = []
         self._losses: list[float] = []
+        self._first_step: int | None = None
         self._level = 0.0
         self._best: float | None = None
         self._best_step = 0
@@ -33,6 +34,7 @@ class Level:
         self._onset = 0
         self._peak = 0.0  # largest gap of this excursion
         self._rung = 0.0  # gap from which recovery is measured; below the peak once the excursion recovers
+        self._rung_step = 0  # step of that rung
         self._points = 0  # points since that rung; 0 while no excursion is open
 
     @property
@@ -43,6 +45,7 @@ class Level:
     def update(self, step: int, loss: float) -> Verdict | None:
         """Takes one finite loss; a verdict once the run has diverged."""
         config = self._config
+        self._first_step = step if self._first_step is None else self._first_step
         self._steps.append(step)
         self._losses.append(loss)
         if len(self._losses) > config.window:
@@ -50,9 +53,11 @@ class Level:
         # The loss at initialization is a level by itself; one point in mid-run may be an outlier.
         if len(self._losses) < SHORTEST and step >= config.grace_steps:
             return None
-        known = max(SHORTEST, len(self._losses) // 2)  # in a short fragment, half of it is the past
-        self._level = median(self._losses[-min(config.smooth, known) :])
-        if self._best is None or self._level < self._best:
+        points = self._smoothed_points()
+        self._level = median(self._losses[-points:])
+        if len(self._losses) < min(2 * config.smooth, config.window):
+            self._best, self._best_step = self._best_of_all(points)
+        elif self._best is None or self._level < self._best:
             self._best, self._best_step = self._level, step
         gap = self._level - self._best
         if gap <= config.margin:
@@ -68,8 +73,10 @@ class Level:
             self._peak = self._rung = gap
         elif gap <= config.recovery * self._rung:
             self._rung, self._points = gap, 0
+        self._rung_step = self._rung_step if self._points else step
         self._points += 1
-        return self._diverged("") if self._points >= config.patience else None
+        waited = step - self._rung_step >= config.patience_share * (step - self._first_step)
+        return self._diverged("") if waited and self._points >= config.patience else None
 
     def at_end(self) -> Verdict | None:
         """A verdict if the run, ending here, ends up there and not on its way down.
@@ -90,6 +97,23 @@ class Level:
         if self._best is None:
             return "too few points to judge"
         return f"smoothed loss {self._level:.4g}, best {self._best:.4g} at step {self._best_step}"
+
+    def _smoothed_points(self) -> int:
+        """An odd number, so that as many lie below the median as above; in a short fragment, half of it is the past."""
+        points = min(self._config.smooth, max(SHORTEST, len(self._losses) // 2))
+        return points - (points % 2 == 0)
+
+    def _best_of_all(self, points: int) -> tuple[float, int]:
+        """The lowest median of that many points, and its step, while the run is short.
+
+        Each is found anew as the medians grow: a run picked up in the middle may begin with a few low points, and a
+        median of three of them would be its best for good.
+        """
+        ends = range(min(points, len(self._losses)), len(self._losses) + 1)
+        levels = [(median(self._losses[max(0, end - points) : end]), self._steps[end - 1]) for end in ends]
+        if self._steps[0] < self._config.grace_steps:
+            levels.append((self._losses[0], self._steps[0]))
+        return min(levels)
 
     def _lowered_line(self) -> float:
         """The line of the open excursion: falls as the curve quietens, but does not rise as a broken run gets noisy."""
@@ -115,6 +139,7 @@ class Level:
         return {
             "steps": list(self._steps),
             "losses": list(self._losses),
+            "first_step": self._first_step,
             "level": self._level,
             "best": self._best,
             "best_step": self._best_step,
@@ -122,6 +147,7 @@ class Level:
             "onset": self._onset,
             "peak": self._peak,
             "rung": self._rung,
+            "rung_step": self._rung_step,
             "points": self._points,
         }
 

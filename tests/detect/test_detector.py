@@ -102,7 +102,16 @@ def test_scan_says_when_lengths_differ():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("margin", 0.0), ("patience", 0), ("smooth", -1), ("window", NAN), ("recovery", 1.0), ("grad_factor", 0.5)],
+    [
+        ("margin", 0.0),
+        ("patience", 0),
+        ("smooth", -1),
+        ("window", NAN),
+        ("recovery", 1.0),
+        ("grad_factor", 0.5),
+        ("patience_share", 1.0),
+        ("patience_share", -0.1),
+    ],
 )
 def test_the_config_names_the_field_that_cannot_be(field, value):
     with pytest.raises(ValueError, match=field):

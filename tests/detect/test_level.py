@@ -22,7 +22,7 @@ def test_a_step_up_is_told_after_lag_and_patience():
 @pytest.mark.parametrize("smooth", [1, 3, 9, 15])
 @pytest.mark.parametrize("patience", [1, 7, 30])
 def test_patience_is_an_exact_count_of_points(smooth, patience):
-    config = DetectorConfig(smooth=smooth, patience=patience)
+    config = DetectorConfig(smooth=smooth, patience=patience, patience_share=0.0)
     needed = smooth // 2 + patience
     told = judge([3.0] * 100 + [4.0] * needed, config).verdict
     assert (told.kind, told.step) == ("diverged", 100 + needed - 1)
@@ -30,6 +30,23 @@ def test_patience_is_an_exact_count_of_points(smooth, patience):
     for step, loss in enumerate([3.0] * 100 + [4.0] * (needed - 1)):
         detector.update(step, loss)
     assert detector.verdict.kind == "stable"
+
+
+@pytest.mark.parametrize("watched", [1_000, 5_000, 20_000])
+@pytest.mark.parametrize("start", [0, 90_000])
+def test_patience_is_also_a_fiftieth_of_the_steps_watched(watched, start):
+    # The excursion opens LAG points after the step up; t points later it has lasted t of watched + LAG + t steps.
+    losses = [3.0] * watched + [4.0] * 500
+    verdict = judge(losses, start=start).verdict
+    waited = max(PATIENCE - 1, math.ceil((watched + LAG) / 49))
+    assert (verdict.kind, verdict.onset) == ("diverged", start + watched)
+    assert verdict.step == start + watched + LAG + waited
+
+
+def test_a_hill_shorter_than_that_is_passed_over():
+    # 60 hard batches in a row: a divergence of a run of 300 steps, an episode of one of 10,000.
+    for watched, kind in ((300, "diverged"), (10_000, "stable")):
+        assert judge([3.0] * watched + [4.0] * 60 + [3.0] * 100).verdict.kind == kind
 
 
 @pytest.mark.parametrize("every", [1, 7, 200])
@@ -96,6 +113,26 @@ def test_grace_counts_from_step_0_and_not_from_the_first_point():
     fragment = [3.0] * 12 + [6.0] * 30
     verdict = judge(fragment, start=50_000).verdict
     assert (verdict.kind, verdict.onset) == ("diverged", 50_012)
+
+
+def test_a_run_picked_up_at_low_points_does_not_take_them_for_its_best():
+    low = [1.6, 1.75, 2.6, 2.5]
+    assert judge([*low, *[2.8] * 60], start=5_000).verdict.kind == "stable"
+    detector = DivergenceDetector()
+    for step, loss in enumerate([*low, *[2.8] * 20], 5_000):
+        detector.update(step, loss)
+    assert detector.finish().kind == "stable"
+
+
+def test_a_median_longer_than_half_the_window_keeps_its_best():
+    config = DetectorConfig(smooth=41, window=64)
+    verdict = judge([3.0] * 200 + [4.0] * 100, config).verdict
+    assert (verdict.kind, verdict.onset) == ("diverged", 200)
+
+
+def test_a_short_past_is_remembered_if_it_was_a_level():
+    verdict = judge([3.0] * 9 + [6.0] * 60, start=5_000).verdict
+    assert (verdict.kind, verdict.onset) == ("diverged", 5_009)
 
 
 def test_noise_widens_the_margin():
