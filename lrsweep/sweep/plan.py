@@ -51,10 +51,11 @@ class Plan:
         """What must agree for two runs to share a folder, by dotted name; the axes of the sweep may grow."""
         fixed: dict[str, Any] = {"device": self.device}
         for spec in self.specs:
+            train = {k: v for k, v in asdict(spec.train).items() if k != "report_every"}
+            prescribed = {name for name, _ in spec.scheme.training}  # These are one scheme's, the others all schemes'.
             groups = {
-                f"train.{spec.size}.{spec.scheme.name}": {
-                    k: v for k, v in asdict(spec.train).items() if k != "report_every"
-                },
+                f"train.{spec.size}": {k: v for k, v in train.items() if k not in prescribed},
+                f"train.{spec.size}.{spec.scheme.name}": {k: v for k, v in train.items() if k in prescribed},
                 f"shape.{spec.size}": asdict(spec.shape),
                 f"data.{spec.size}": {"tokenizer": spec.data.tokenizer, "hash": spec.data.data_hash},
                 f"scheme.{spec.scheme.name}": spec.scheme.build_fields(),
