@@ -21,7 +21,7 @@ from rich.progress import track
 from rich.table import Table
 
 from lrsweep.config import find_body, find_size
-from lrsweep.model import Probe
+from lrsweep.model import ProbeLevel
 from lrsweep.schemes import find
 from lrsweep.store import write_text
 from lrsweep.sweep.machine import command_line, hardware, versions
@@ -31,11 +31,11 @@ from lrsweep.train.trial import CPU_THREADS
 
 _EVERY = 5
 _STEPS = 5
-_VARIANTS: dict[str, list[Probe]] = {
-    "off": [Probe.OFF] * _STEPS,
-    "norms": [Probe.NORMS] * _STEPS,
-    f"logits every {_EVERY}": [Probe.ALL if i % _EVERY == 0 else Probe.NORMS for i in range(_STEPS)],
-    "all": [Probe.ALL] * _STEPS,
+_VARIANTS: dict[str, list[ProbeLevel]] = {
+    "off": [ProbeLevel.OFF] * _STEPS,
+    "norms": [ProbeLevel.NORMS] * _STEPS,
+    f"logits every {_EVERY}": [ProbeLevel.ALL if i % _EVERY == 0 else ProbeLevel.NORMS for i in range(_STEPS)],
+    "all": [ProbeLevel.ALL] * _STEPS,
 }
 
 
@@ -73,7 +73,7 @@ def time_scheme(arch: str, body: str, size: str, device: str, *, rounds: int) ->
     # On a CPU a trial is one thread, and its own processor time does not count what others do with the core.
     clock = time.process_time if device == "cpu" else time.perf_counter
 
-    def timed(probes: Sequence[Probe]) -> float:
+    def timed(probes: Sequence[ProbeLevel]) -> float:
         started = clock()
         engine.run(tokens[: len(probes)], lrs[: len(probes)], probes)
         return clock() - started
@@ -81,7 +81,7 @@ def time_scheme(arch: str, body: str, size: str, device: str, *, rounds: int) ->
     began = time.perf_counter()
     engine = Engine(key)
     engine.reset(0)
-    timed([Probe.OFF])
+    timed([ProbeLevel.OFF])
     first_step_s = time.perf_counter() - began
     for probes in _VARIANTS.values():
         timed(probes)

@@ -104,8 +104,16 @@ class TrainConfig:
     """Interval in steps between measurements of the attention logits; norms are taken at every step."""
     report_every: int = 20
     """Steps between two fetches of the statistics from the device."""
+    micro_batch: int | None = None
+    """Sequences that a device takes at once, its gradients added up; None: its share of the batch."""
+
+    def decides(self) -> dict[str, Any]:
+        """The fields that decide a trial's numbers: all but how the work is cut up."""
+        return {k: v for k, v in asdict(self).items() if k not in ("report_every", "micro_batch")}
 
     def __post_init__(self) -> None:
+        if self.micro_batch is not None and (self.micro_batch < 1 or self.batch_size % self.micro_batch):
+            raise UserError(f"--micro-batch {self.micro_batch} must divide --batch-size {self.batch_size}")
         for name in ("steps", "batch_size", "probe_every", "report_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{_flag(name)} must be at least 1, got {getattr(self, name)}")
@@ -258,7 +266,7 @@ class TrialSpec:
             "scheme": self.scheme.build_fields(),
             "body": self.body,
             "shape": asdict(self.shape),
-            "train": {k: v for k, v in asdict(self.train).items() if k != "report_every"},
+            "train": self.train.decides(),
             "data": [self.data.tokenizer, self.data.data_hash],
             "device": self.device,
             "lr": self.lr,

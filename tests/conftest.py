@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+
+KERNEL_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+"""Where GPU kernels are tested: on a CPU, Triton's interpreter runs them."""
+if KERNEL_DEVICE == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"  # Read when a kernel is defined, at its module's first import.
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,30 +1,38 @@
 """Causal self-attention, assembled once from a scheme's row.
 
-Legend: B batch, T sequence, D model width, H heads, K head width, S statistics.
+Legend: B batch, T sequence, D model width, H heads, K head width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lrsweep.config import Body, ModelShape
+from lrsweep.model import capped
 from lrsweep.model.geometry import factors
 from lrsweep.model.linear import LINEARS
 from lrsweep.model.norms import DynamicTanh, FullWidth, Gain, Norm, Unit, in_turn, norm_of, scale
-from lrsweep.probes import at_least_fp32, causal_logit_stats, causal_rms, products
+from lrsweep.probes import at_least_fp32, products
 from lrsweep.schemes import NormScope, QKNorm, Scheme
 
 ROPE_BASE = 10_000.0
 MUP_BASE_HEAD = 32
 """Head width at which attention scaled by 1/d_h equals attention scaled by 1/√d_h."""
 
-Measure = Callable[[], tuple[Tensor, ...]]
-"""Statistics of the logits, when called: the maximum of each head (H), then the values of ``stats`` but the first."""
+
+class QKV(NamedTuple):
+    """What there is to measure in attention before Proj."""
+
+    parts: tuple[Tensor, Tensor, Tensor]
+    """Output of QKV in three (B, T, H, K), before any norm; q and k may have been rotated."""
+    q_BxHxTxK: Tensor
+    """Queries as the score takes them."""
+    k_BxHxTxK: Tensor
+    """Keys as the score takes them."""
 
 
 def rope_tables(seq_len: int, d_head: int) -> tuple[Tensor, Tensor]:
@@ -43,16 +51,18 @@ def rotate(x_BxTxHxK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class PlainScore(nn.Module):
     """softmax(scale·q·k) v, through the fused kernel."""
 
-    stats: tuple[str, ...] = ("logit_max", "logit_rms")
+    cap: float | None = None
 
     def __init__(self, scale: float) -> None:
         super().__init__()
         self.scale = scale
 
-    def forward(self, q_BxHxTxK: Tensor, k_BxHxTxK: Tensor, v_BxHxTxK: Tensor) -> tuple[Tensor, Measure]:
-        """The mixed values, and a function that measures the logits."""
-        a_BxHxTxK = F.scaled_dot_product_attention(q_BxHxTxK, k_BxHxTxK, v_BxHxTxK, is_causal=True, scale=self.scale)
-        return a_BxHxTxK, partial(causal_logit_stats, q_BxHxTxK, k_BxHxTxK, scale=self.scale)
+    def forward(self, q_BxHxTxK: Tensor, k_BxHxTxK: Tensor, v_BxHxTxK: Tensor) -> Tensor:
+        """The mixed values."""
+        return F.scaled_dot_product_attention(q_BxHxTxK, k_BxHxTxK, v_BxHxTxK, is_causal=True, scale=self.scale)
+
+    def prepare(self, seq: int, device: torch.device) -> None:
+        """Make ready for being compiled for sequences of this length on ``device``."""
 
     def logits(self, q_BxHxTxK: Tensor, k_BxHxTxK: Tensor) -> Tensor:
         """The logits in memory, for scores that the fused kernel cannot do."""
@@ -66,24 +76,23 @@ def causal_softmax(logits_BxHxTxT: Tensor) -> Tensor:
 
 
 class CappedScore(PlainScore):
-    """softmax(c·tanh(scale·q·k/c)) v."""
-
-    stats = ("logit_max", "logit_rms", "logit_max_capped", "logit_rms_capped")
+    """softmax(c·tanh(scale·q·k/c)) v: fused in what is compiled for a GPU, with the T × T matrix elsewhere."""
 
     def __init__(self, scale: float, cap: float) -> None:
         super().__init__(scale)
-        self.cap = cap
+        self.cap: float = cap
 
-    def forward(self, q_BxHxTxK: Tensor, k_BxHxTxK: Tensor, v_BxHxTxK: Tensor) -> tuple[Tensor, Measure]:
+    def prepare(self, seq: int, device: torch.device) -> None:
+        """Make ready for being compiled for sequences of this length on ``device``."""
+        if device.type == "cuda":
+            capped.prepare(seq, device)
+
+    def forward(self, q_BxHxTxK: Tensor, k_BxHxTxK: Tensor, v_BxHxTxK: Tensor) -> Tensor:
+        """The mixed values."""
+        if capped.serves(q_BxHxTxK):
+            return capped.capped_attention(q_BxHxTxK, k_BxHxTxK, v_BxHxTxK, self.scale, self.cap)
         tanh_BxHxTxT = torch.tanh(self.logits(q_BxHxTxK, k_BxHxTxK) / self.cap)
-        p_BxHxTxT = causal_softmax(self.cap * tanh_BxHxTxT)
-
-        def measure() -> tuple[Tensor, ...]:
-            largest_H, rms = causal_logit_stats(q_BxHxTxK, k_BxHxTxK, scale=self.scale)
-            largest_capped = self.cap * torch.tanh(largest_H.amax() / self.cap)
-            return largest_H, rms, largest_capped, self.cap * causal_rms(tanh_BxHxTxT)
-
-        return p_BxHxTxT.type_as(v_BxHxTxK) @ v_BxHxTxK, measure
+        return causal_softmax(self.cap * tanh_BxHxTxT).type_as(v_BxHxTxK) @ v_BxHxTxK
 
 
 class ClippedScore(PlainScore):
@@ -93,11 +102,11 @@ class ClippedScore(PlainScore):
         super().__init__(scale)
         self.zeta, self.gamma = zeta, gamma
 
-    def forward(self, q_BxHxTxK: Tensor, k_BxHxTxK: Tensor, v_BxHxTxK: Tensor) -> tuple[Tensor, Measure]:
+    def forward(self, q_BxHxTxK: Tensor, k_BxHxTxK: Tensor, v_BxHxTxK: Tensor) -> Tensor:
+        """The mixed values."""
         p_BxHxTxT = causal_softmax(self.logits(q_BxHxTxK, k_BxHxTxK))
         p_BxHxTxT = ((self.zeta - self.gamma) * p_BxHxTxT + self.gamma).clamp(0, 1)
-        measure = partial(causal_logit_stats, q_BxHxTxK, k_BxHxTxK, scale=self.scale)
-        return p_BxHxTxT.type_as(v_BxHxTxK) @ v_BxHxTxK, measure
+        return p_BxHxTxT.type_as(v_BxHxTxK) @ v_BxHxTxK
 
 
 def build_score(scheme: Scheme, shape: ModelShape) -> PlainScore:
@@ -119,8 +128,6 @@ def build_score(scheme: Scheme, shape: ModelShape) -> PlainScore:
 class Attention(nn.Module):
     """QKV → norms → RoPE → unit length → score → Proj; what the row lacks is the identity. QKV is one matrix."""
 
-    head_max: Tensor
-
     def __init__(self, scheme: Scheme, body: Body, shape: ModelShape) -> None:
         super().__init__()
         linear, constant = LINEARS[scheme.linear], factors(scheme, body, shape)
@@ -141,34 +148,29 @@ class Attention(nn.Module):
         self.score = build_score(scheme, shape)
         self.proj = linear(shape.d_model, shape.d_model)
         self.qk_clip = scheme.qk_clip
-        if self.qk_clip is not None:
-            self.register_buffer("head_max", torch.zeros(shape.n_heads), persistent=False)
 
-    def forward(self, x_BxTxD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Measure]:
-        """Output of Proj; for the probes, output of QKV and a function that measures the logits."""
-        qkv_BxTx3D = self.qkv(x_BxTxD)
-        q, k, v = qkv_BxTx3D.unflatten(-1, (3, self.heads, -1)).unbind(-3)
-        q_BxHxTxK = self.qk_gain(self.unit(rotate(self.q_norm(q), cos, sin))).transpose(1, 2)
-        k_BxHxTxK = self.qk_gain(self.unit(rotate(self.k_norm(k), cos, sin))).transpose(1, 2)
-        a_BxHxTxK, measure = self.score(q_BxHxTxK, k_BxHxTxK, self.v_norm(v).transpose(1, 2))
-        proj_BxTxD = self.proj(a_BxHxTxK.transpose(1, 2).flatten(-2))
-        if self.qk_clip is None or not self.training:
-            return proj_BxTxD, qkv_BxTx3D, measure
-        measured = measure()
-        self.head_max.copy_(measured[0])
-        return proj_BxTxD, qkv_BxTx3D, lambda: measured
+    def forward(self, x_BxTxD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, QKV]:
+        """Output of Proj, and what there is to measure before it."""
+        q, k, v = self.qkv(x_BxTxD).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        turned_q, turned_k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
+        q_BxHxTxK = self.qk_gain(self.unit(turned_q)).transpose(1, 2)
+        k_BxHxTxK = self.qk_gain(self.unit(turned_k)).transpose(1, 2)
+        a_BxHxTxK = self.score(q_BxHxTxK, k_BxHxTxK, self.v_norm(v).transpose(1, 2))
+        # A rotation keeps lengths, and what it gives is in registers where it has been computed.
+        parts = (turned_q, turned_k, v) if isinstance(self.q_norm, nn.Identity) else (q, k, v)
+        return self.proj(a_BxHxTxK.transpose(1, 2).flatten(-2)), QKV(parts, q_BxHxTxK, k_BxHxTxK)
 
     @torch.no_grad()
-    def clip_heads(self, apply: Tensor) -> None:
-        """Scale q and k of each head whose largest logit S of the last forward passed τ, so that it becomes τ.
+    def clip_heads(self, largest_H: Tensor, apply: Tensor) -> None:
+        """Scale q and k of each head whose largest logit S of the step passed τ, so that it becomes τ.
 
         Each of the two takes √(τ/S): on the last thing that sets its scale, the weights or else a gain. Heads that
         share a gain take the smallest factor. Does nothing where ``apply``, a boolean scalar on the device, is False,
         nor for an S that is not finite.
         """
         assert self.qk_clip is not None
-        clip_H = apply & (self.head_max > self.qk_clip) & self.head_max.isfinite()
-        root_H = torch.where(clip_H, self.qk_clip / self.head_max, 1.0).sqrt()
+        clip_H = apply & (largest_H > self.qk_clip) & largest_H.isfinite()
+        root_H = torch.where(clip_H, self.qk_clip / largest_H, 1.0).sqrt()
         for sets_scale in self._qk_scales():
             if sets_scale.shape[0] == self.heads:
                 sets_scale.mul_(root_H.view(-1, *[1] * (sets_scale.ndim - 1)))

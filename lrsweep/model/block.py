@@ -1,14 +1,13 @@
 """One transformer block, assembled from a scheme's row at construction; ``forward`` knows no scheme.
 
-Legend: B batch, T sequence, D model width, F MLP width, S statistics.
+Legend: B batch, T sequence, D model width, F MLP width, S sites, H heads, K head width.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,11 +17,11 @@ from lrsweep.model.geometry import factors, gelu, mlp_gain
 from lrsweep.model.linear import LINEARS
 from lrsweep.model.norms import in_turn, norm_of, scale
 from lrsweep.model.residual import RESIDUALS
-from lrsweep.probes import token_norms
+from lrsweep.probes import token_squares
 from lrsweep.schemes import Scheme
 
 
-class Probe(enum.IntEnum):
+class ProbeLevel(enum.IntEnum):
     """How much a forward measures."""
 
     OFF = 0
@@ -37,10 +36,15 @@ SITES = ("qkv", "proj", "fc1", "fc2")
 """Linear layers whose own outputs are measured, before any norm that follows them."""
 
 
-def stat_names(scheme_stats: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """(site, stat) of each of a block's statistics, in order."""
-    norms = [(site, stat) for site in SITES for stat in ("l2_rms", "l2_max")]
-    return (*norms, *(("attn", stat) for stat in scheme_stats))
+class Seen(NamedTuple):
+    """What a block keeps of its activations for :mod:`lrsweep.model.moments` to measure; empty where not asked for."""
+
+    heads: tuple[Tensor, ...]
+    """Squared L2 norms (B, T, H) of q, k and v as QKV gives them."""
+    tokens: tuple[Tensor, ...]
+    """Squared L2 norms (B, T) of the outputs of Proj, FC1 and FC2."""
+    logits: tuple[Tensor, ...]
+    """Queries and keys (B, H, T, K) as the score takes them."""
 
 
 class GeluMLP(nn.Module):
@@ -55,10 +59,10 @@ class GeluMLP(nn.Module):
         self.fc1_norm = in_turn(norm, mlp_gain(scheme, constant.fc1, hidden, d_model))
         self.fc2 = linear(hidden, d_model)
 
-    def forward(self, x_BxTxD: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs of FC2 and of FC1."""
+    def forward(self, x_BxTxD: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Output of FC2, and that of FC1 in its parts."""
         h_BxTxF = self.fc1(x_BxTxD)
-        return self.fc2(gelu(self.fc1_norm(h_BxTxF))), h_BxTxF
+        return self.fc2(gelu(self.fc1_norm(h_BxTxF))), (h_BxTxF,)
 
 
 class SwigluMLP(nn.Module):
@@ -77,11 +81,10 @@ class SwigluMLP(nn.Module):
         self.up_norm = in_turn(norm(), mlp_gain(scheme, constant.up, hidden, d_model))
         self.fc2 = linear(hidden, d_model)
 
-    def forward(self, x_BxTxD: Tensor) -> tuple[Tensor, Tensor]:
-        """Outputs of FC2 and of FC1 (gate and up together)."""
-        h_BxTx2F = self.fc1(x_BxTxD)
-        gate, up = h_BxTx2F.chunk(2, dim=-1)
-        return self.fc2(F.silu(self.gate_norm(gate)) * self.up_norm(up)), h_BxTx2F
+    def forward(self, x_BxTxD: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Output of FC2, and that of FC1 in its parts, gate and up."""
+        gate, up = self.fc1(x_BxTxD).chunk(2, dim=-1)
+        return self.fc2(F.silu(self.gate_norm(gate)) * self.up_norm(up)), (gate, up)
 
 
 MLPS: dict[str, type[GeluMLP] | type[SwigluMLP]] = {"gpt": GeluMLP, "llama": SwigluMLP}
@@ -107,21 +110,21 @@ class Block(nn.Module):
         self.mlp = MLPS[body](scheme, body, shape)
         self.fc2_norm = in_turn(norm_if(scheme.fc2_norm), scale(constant.fc2))
         self.mlp_residual = residual(scheme, body, shape)
-        self.stat_names = stat_names(self.attn.score.stats)
+        self.clips_heads = scheme.qk_clip is not None
 
-    def forward(self, x_BxTxD: Tensor, cos: Tensor, sin: Tensor, probe: Probe) -> tuple[Tensor, Tensor]:
-        """The stream after the block, and its statistics: fp32, in the order of ``stat_names``; empty when off."""
-        proj, qkv, measure_logits = self.attn(self.attn_norm(x_BxTxD), cos, sin)
+    def forward(self, x_BxTxD: Tensor, cos: Tensor, sin: Tensor, probe: ProbeLevel) -> tuple[Tensor, Seen]:
+        """The stream after the block, and what of it ``probe`` wants measured."""
+        proj, qkv = self.attn(self.attn_norm(x_BxTxD), cos, sin)
         x_BxTxD = self.attn_residual(x_BxTxD, self.proj_norm(proj))
         x_BxTxD = self.mlp_stream_norm(x_BxTxD)
         fc2, fc1 = self.mlp(self.mlp_norm(x_BxTxD))
         x_BxTxD = self.mlp_residual(x_BxTxD, self.fc2_norm(fc2))
-        if probe == Probe.OFF:
-            return x_BxTxD, x_BxTxD.new_empty(0)
-        stats = [value for y in (qkv, proj, fc1, fc2) for value in token_norms(y)]
-        if probe == Probe.ALL:
-            largest_H, *rest = measure_logits()
-            stats.extend([largest_H.amax(), *rest])
-        else:
-            stats.extend([torch.full_like(stats[0], torch.nan)] * len(self.attn.score.stats))
-        return x_BxTxD, torch.stack(stats)
+        heads: tuple[Tensor, ...] = ()
+        tokens: tuple[Tensor, ...] = ()
+        logits: tuple[Tensor, ...] = ()
+        if probe != ProbeLevel.OFF:
+            heads = tuple(token_squares(part) for part in qkv.parts)
+            tokens = token_squares(proj), token_squares(*fc1), token_squares(fc2)
+        if probe == ProbeLevel.ALL or (self.clips_heads and self.training):
+            logits = qkv.q_BxHxTxK.detach(), qkv.k_BxHxTxK.detach()
+        return x_BxTxD, Seen(heads, tokens, logits)

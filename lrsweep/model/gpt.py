@@ -5,7 +5,8 @@ Legend: B batch, T sequence, D model width, V vocabulary, N layers, S statistics
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import torch
@@ -13,15 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lrsweep.config import Body, ModelShape
-from lrsweep.model.attention import Attention, rope_tables
-from lrsweep.model.block import Block, Probe, SwigluMLP
+from lrsweep.model.attention import rope_tables
+from lrsweep.model.block import SITES, Block, ProbeLevel, Seen, SwigluMLP
 from lrsweep.model.geometry import project, row_axis
 from lrsweep.model.init import STDS, Site, draw, sites
 from lrsweep.model.linear import LINEARS
+from lrsweep.model.moments import Moments, moments_of, stat_names, statistics
 from lrsweep.model.norms import Gain, in_turn, norm_of, scale
 from lrsweep.probes import at_least_fp32
 from lrsweep.schemes import Scheme
 
+Sums = tuple[Tensor, Tensor, Tensor]
 DETACH = 0.1
 """g of e ← g·e + (1−g)·stop_gradient(e) (Zeng et al., 2210.02414)."""
 
@@ -47,7 +50,7 @@ class Cap(nn.Module):
 class GPT(nn.Module):
     """Embedding → its path → blocks → final norm → head → its factors.
 
-    ``blocks`` hold the transformer; statistics of all layers come back with the output, computed in the graph.
+    ``blocks`` hold the transformer; what they keep for the statistics comes back with the output.
     """
 
     cos: Tensor
@@ -78,38 +81,57 @@ class GPT(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
         block = self.blocks[0]
         assert isinstance(block, Block)
-        self.stat_names = block.stat_names
+        self.score = block.attn.score
+        self.stat_names = stat_names(self.score.cap)
 
-    def hidden(self, tokens_BxT: Tensor, probe: Probe) -> tuple[Tensor, Tensor]:
-        """The stream (B, T, D) after the last block, and the statistics (N, S), columns as ``stat_names``."""
+    def hidden(self, tokens_BxT: Tensor, probe: ProbeLevel) -> tuple[Tensor, list[Seen]]:
+        """The stream (B, T, D) after the last block, and what each block keeps for :meth:`moments`."""
         seq = tokens_BxT.shape[1]
         cos, sin = self.cos[:seq], self.sin[:seq]
         x_BxTxD = self.embed(F.embedding(tokens_BxT, self.embedding))
-        stats = []
+        kept = []
         for block in self.blocks:
-            x_BxTxD, layer_stats = block(x_BxTxD, cos, sin, probe)
-            stats.append(layer_stats)
-        return x_BxTxD, torch.stack(stats)
+            x_BxTxD, seen = block(x_BxTxD, cos, sin, probe)
+            kept.append(seen)
+        return x_BxTxD, kept
 
-    def forward(self, tokens_BxT: Tensor, probe: Probe = Probe.OFF) -> tuple[Tensor, Tensor]:
+    def moments(self, seen: Sequence[Seen]) -> Moments | None:
+        """What a forward has shown, as sums and maxima; None if its blocks kept nothing."""
+        return moments_of(seen, self.score.scale, self.score.cap)
+
+    def statistics(self, moments: Moments, batch: int, seq: int, probe: ProbeLevel) -> Tensor:
+        """Statistics (N, S) of ``batch`` sequences of ``seq`` tokens, columns as ``stat_names``."""
+        values_NxS = statistics(moments, batch=batch, heads=self.shape.n_heads, seq=seq)
+        if probe != ProbeLevel.ALL:  # A row that clips its heads measures logits without being asked.
+            values_NxS[:, 2 * len(SITES) :] = torch.nan
+        return values_NxS
+
+    def forward(self, tokens_BxT: Tensor, probe: ProbeLevel = ProbeLevel.OFF) -> tuple[Tensor, Tensor]:
         """Logits (B, T, V) and the statistics (N, S)."""
-        x_BxTxD, stats_NxS = self.hidden(tokens_BxT, probe)
-        return self.logits(x_BxTxD), stats_NxS
+        x_BxTxD, seen = self.hidden(tokens_BxT, probe)
+        logits_BxTxV = self.logits(x_BxTxD)
+        moments = self.moments(seen)
+        if probe == ProbeLevel.OFF or moments is None:
+            return logits_BxTxV, x_BxTxD.new_empty(len(seen), 0)
+        batch, seq = tokens_BxT.shape
+        return logits_BxTxV, self.statistics(moments, batch, seq, probe)
 
-    def logits(self, x_BxTxD: Tensor) -> Tensor:
-        """Logits (B, T, V) of the stream after the last block."""
-        logits_BxTxV: Tensor = self.head_out(self.head(self.final_norm(x_BxTxD)))
+    def logits(self, x_BxTxD: Tensor, head_VxD: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V) of the stream after the last block; ``head_VxD`` is the head's matrix, if it is at hand."""
+        head_VxD = self.head.matrix() if head_VxD is None else head_VxD
+        logits_BxTxV: Tensor = self.head_out(F.linear(self.final_norm(x_BxTxD), head_VxD))
         return logits_BxTxV
 
-    def loss(self, x_BxTxD: Tensor, targets_BxT: Tensor, z_loss: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
-        """What training minimizes, the loss, and mean log Z, of the stream after the last block.
+    def loss_sums(self, x_BxTxD: Tensor, head_VxD: Tensor, targets_BxT: Tensor, z_loss: float = 0.0) -> Sums:
+        """Sums over tokens, of the stream after the last block: what training minimizes, the loss, and log Z.
 
-        The first is the loss + ``z_loss`` times the mean of log²Z, the other two carry no gradient. One function, so
-        that a compiler can fuse it.
+        The first is the loss + ``z_loss``·log²Z, the other two carry no gradient. One function, so that a compiler can
+        fuse it; sums, so that it can go over a part of the tokens.
         """
-        loss, log_z_BxT = next_token_loss(self.logits(x_BxTxD), targets_BxT)
-        objective = loss + z_loss * log_z_BxT.square().mean() if z_loss else loss
-        return objective, loss.detach(), log_z_BxT.detach().mean()
+        nll_BxT, log_z_BxT = next_token_losses(self.logits(x_BxTxD, head_VxD), targets_BxT)
+        loss = nll_BxT.sum()
+        objective = loss + z_loss * log_z_BxT.square().sum() if z_loss else loss
+        return objective, loss.detach(), log_z_BxT.detach().sum()
 
     @torch.no_grad()
     def constrain(self, apply: Tensor | None = None) -> None:
@@ -123,12 +145,12 @@ class GPT(nn.Module):
             if is_matrix(parameter):
                 project(parameter, row_axis(self.scheme, name), self.scheme.geometry, apply)
 
-    def clip_heads(self, apply: Tensor) -> None:
+    def clip_heads(self, head_maxima_NxH: Tensor, apply: Tensor) -> None:
         """:meth:`Attention.clip_heads` on every layer; nothing where the row has no ``qk_clip``."""
         if self.scheme.qk_clip is not None:
-            for module in self.modules():
-                if isinstance(module, Attention):
-                    module.clip_heads(apply)
+            for block, largest_H in zip(self.blocks, head_maxima_NxH.unbind(), strict=True):
+                assert isinstance(block, Block)
+                block.attn.clip_heads(largest_H, apply)
 
     def n_params(self) -> int:
         """Number of parameters, embeddings included."""
@@ -140,12 +162,23 @@ def is_matrix(parameter: Tensor) -> bool:
     return parameter.ndim == 2
 
 
-def next_token_loss(logits_BxTxV: Tensor, targets_BxT: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy in nats per token, and log Z = logsumexp of the logits of each token (B, T)."""
-    logits_BxTxV = logits_BxTxV.float()
+def next_token_losses(logits_BxTxV: Tensor, targets_BxT: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy in nats, and log Z = logsumexp of the logits, of each token (B, T)."""
+    logits_BxTxV = at_least_fp32(logits_BxTxV)
     log_z_BxT = logits_BxTxV.logsumexp(dim=-1)
-    target_logit_BxT = logits_BxTxV.gather(-1, targets_BxT[..., None])[..., 0]
-    return (log_z_BxT - target_logit_BxT).mean(), log_z_BxT
+    if torch.compiler.is_compiling():
+        # A comparison goes into the kernels of logsumexp; a gather's backward is a matrix of zeros and a scatter.
+        is_target = torch.arange(logits_BxTxV.shape[-1], device=targets_BxT.device) == targets_BxT[..., None]
+        target_logit_BxT = torch.where(is_target, logits_BxTxV, 0.0).sum(dim=-1)
+    else:
+        target_logit_BxT = logits_BxTxV.gather(-1, targets_BxT[..., None])[..., 0]
+    return log_z_BxT - target_logit_BxT, log_z_BxT
+
+
+def next_token_loss(logits_BxTxV: Tensor, targets_BxT: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy in nats per token, and log Z of each token (B, T)."""
+    nll_BxT, log_z_BxT = next_token_losses(logits_BxTxV, targets_BxT)
+    return nll_BxT.mean(), log_z_BxT
 
 
 @torch.no_grad()
@@ -158,9 +191,8 @@ def init_weights(model: GPT, seed: int) -> None:
     scheme, shape = model.scheme, model.shape
     ratio = 1.0 if scheme.mup_base is None else shape.d_model / scheme.mup_base
     gated = isinstance(model.blocks[0].mlp, SwigluMLP)
-    for name, parameter in model.named_parameters():
-        if not is_matrix(parameter):
-            continue
+
+    def fill(name: str, parameter: Tensor) -> None:
         cut = 3.0 if scheme.init == "simplegpt" and name == "head.weight" else None
         values = draw(name, parameter.shape, seed, cut=cut)
         parts = tuple(sites(name, parameter.shape, gated=gated, n_layers=shape.n_layers, d_model=shape.d_model))
@@ -168,7 +200,17 @@ def init_weights(model: GPT, seed: int) -> None:
             rows *= _std(scheme, site, ratio)
         if scheme.init == "unit":
             project(values, row_axis(scheme, name), "sphere")
-        parameter.copy_(values)
+        with torch.no_grad():
+            parameter.copy_(values)
+
+    matrices = [(name, parameter) for name, parameter in model.named_parameters() if is_matrix(parameter)]
+    if model.embedding.is_cuda:
+        # Each has a stream of its own: drawn side by side, 780M numbers take a second and not six.
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(fill, *zip(*matrices, strict=True)))
+    else:
+        for name, parameter in matrices:
+            fill(name, parameter)
     for module in model.modules():
         # After the matrices: the gain of σReparam depends on its weight.
         if callable(start := getattr(module, "start", None)):

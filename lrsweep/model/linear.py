@@ -10,12 +10,19 @@ from torch import Tensor, nn
 class Linear(nn.Module):
     """y = x Wᵀ, W of shape (out, in)."""
 
+    bf16: Tensor | None = None
+    """bf16 copy that multiplies in the weight's place and takes its gradient, if whoever moves the weight keeps one."""
+
     def __init__(self, n_in: int, n_out: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_out, n_in))
 
+    def matrix(self) -> Tensor:
+        """W as it multiplies."""
+        return self.weight if self.bf16 is None else self.bf16
+
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight)
+        return F.linear(x, self.matrix())
 
 
 class SigmaReparam(nn.Module):
@@ -49,16 +56,19 @@ class SigmaReparam(nn.Module):
         self.v.copy_(v)
         self.sigma_gain.copy_(sigma)
 
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+    def matrix(self) -> Tensor:
+        """(g/σ(W))·W; in training each call moves u and v by one step of power iteration."""
+        with torch.autocast(self.weight.device.type, enabled=False):
             if self.training:
                 with torch.no_grad():
                     self.u.copy_(F.normalize(self.weight @ self.v, dim=0))
                     self.v.copy_(F.normalize(self.weight.T @ self.u, dim=0))
             # Copies, because the next forward writes u and v in place before this one's backward may have run.
             u, v = self.u.clone(), self.v.clone()
-            weight = (self.sigma_gain / (u @ (self.weight @ v))) * self.weight
-        return F.linear(x, weight)
+            return (self.sigma_gain / (u @ (self.weight @ v))) * self.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.matrix())
 
 
 LINEARS: dict[str, type[Linear] | type[SigmaReparam]] = {"plain": Linear, "sigma_reparam": SigmaReparam}

@@ -4,14 +4,14 @@
 """
 
 from lrsweep.probes.foreign import Probe, Reading
-from lrsweep.probes.stats import at_least_fp32, causal_logit_stats, causal_rms, products, token_norms
+from lrsweep.probes.stats import at_least_fp32, causal_logit_stats, causal_logit_sums, products, token_squares
 
 __all__ = [
     "Probe",
     "Reading",
     "at_least_fp32",
     "causal_logit_stats",
-    "causal_rms",
+    "causal_logit_sums",
     "products",
-    "token_norms",
+    "token_squares",
 ]

@@ -2,22 +2,30 @@
 
 NaN and inf in an input show in its statistic and nowhere else. No gradient flows through any of them.
 
-Legend: B batch, T sequence, H heads, K head width, F features, R rows of a block.
+Legend: B batch, T sequence, H heads, K head width, F features, R rows of a block, N layers,
+P one or two sums.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from lrsweep.probes import gpu_logits
 
 _ROWS = 128
 
 
-@torch.no_grad()
-def token_norms(y_BxTxF: Tensor) -> tuple[Tensor, Tensor]:
-    """Two aggregations of a layer output's L2 norm: RMS over tokens, ‖Y‖_F/√tokens, and the largest token's."""
-    norms_BxT = torch.linalg.vector_norm(y_BxTxF, dim=-1, dtype=torch.float32)
-    return torch.linalg.vector_norm(norms_BxT) / norms_BxT.numel() ** 0.5, norms_BxT.amax()
+def token_squares(*parts: Tensor) -> Tensor:
+    """Sum of squares over the last axis, added up over all parts that a layer's output is held in.
+
+    Of (B, T, F) the squared L2 norm of each token; of (B, T, H, K) that of each head, whose sum is the token's. In
+    fp32; a compiler puts it into the kernel that reads the part anyway.
+    """
+    squares = [at_least_fp32(part.detach()).square().sum(dim=-1) for part in parts]
+    return sum(squares[1:], start=squares[0]).float()
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
@@ -32,45 +40,58 @@ def products(q_BxHxRxK: Tensor, k_BxHxTxK: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def causal_logit_stats(q_BxHxTxK: Tensor, k_BxHxTxK: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
-    """Exact maximum of each head (H) and RMS over all heads of the logits ``scale·q_i·k_j``, causal pairs j ≤ i.
+def causal_logit_sums(
+    layers: Sequence[tuple[Tensor, Tensor]], *, scale: float, cap: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Exact maximum of each head (N, H) and sum of squares (N, P) of the logits s = ``scale·q_i·k_j``, j ≤ i.
 
-    Computed by block rows of the lower triangle, so that no more than 128 rows of the T × T matrix are held.
+    With a cap the sums are two: of s² and of (cap·tanh(s/cap))². One kernel a layer on a GPU; elsewhere block rows of
+    the lower triangle, so that no more than 128 rows of the T × T matrix are held.
 
     Args:
-        q_BxHxTxK: queries as they enter the product.
-        k_BxHxTxK: keys as they enter the product.
+        layers: queries and keys (B, H, T, K) as they enter the product.
         scale: factor on the product, above 0.
+        cap: c of the cap, if the score has one.
     """
+    if gpu_logits.serves(layers[0][0]):
+        return gpu_logits.causal_logit_sums(layers, scale, cap)
+    maxima, sums = zip(*(_by_rows(q, k, scale, cap) for q, k in layers), strict=True)
+    return torch.stack(maxima), torch.stack(sums)
+
+
+def _by_rows(q_BxHxTxK: Tensor, k_BxHxTxK: Tensor, scale: float, cap: float | None) -> tuple[Tensor, Tensor]:
     seq = q_BxHxTxK.shape[-2]
     rows = min(seq, _ROWS)
     above_RxR = torch.full((rows, rows), -torch.inf, device=q_BxHxTxK.device).triu_(1)
     maxima: list[Tensor] = []
-    norms: list[Tensor] = []
+    sums: list[Tensor] = []
     for start in range(0, seq, rows):
         stop = min(start + rows, seq)
         s_BxHxRxT = products(q_BxHxTxK[:, :, start:stop], k_BxHxTxK[:, :, :stop])
         s_BxHxRxT[..., start:].tril_()
-        norms.append(_frobenius(s_BxHxRxT))
+        squares = [_sum_of_squares(s_BxHxRxT) * scale**2]
+        if cap is not None:
+            squares.append(_sum_of_squares(torch.tanh(s_BxHxRxT * (scale / cap))) * cap**2)
+        sums.append(torch.stack(squares))
         s_BxHxRxT[..., start:].add_(above_RxR[: stop - start, : stop - start])
         maxima.append(s_BxHxRxT.amax(dim=(0, 2, 3)))
-    norm = torch.linalg.vector_norm(torch.stack(norms))
-    return torch.stack(maxima).amax(dim=0) * scale, norm * (scale / _causal_pairs(q_BxHxTxK) ** 0.5)
+    return torch.stack(maxima).amax(dim=0) * scale, torch.stack(sums).sum(dim=0)
 
 
 @torch.no_grad()
-def causal_rms(s_BxHxTxT: Tensor) -> Tensor:
-    """RMS over all causal pairs j ≤ i of a matrix that is in memory."""
-    rms: Tensor = _frobenius(s_BxHxTxT.tril()) / _causal_pairs(s_BxHxTxT) ** 0.5
-    return rms
+def causal_logit_stats(q_BxHxTxK: Tensor, k_BxHxTxK: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
+    """Exact maximum of each head (H) and RMS over all heads of the logits ``scale·q_i·k_j``, causal pairs j ≤ i."""
+    largest_NxH, sums_NxP = causal_logit_sums([(q_BxHxTxK, k_BxHxTxK)], scale=scale)
+    batch, heads, seq = q_BxHxTxK.shape[:3]
+    return largest_NxH[0], (sums_NxP[0, 0] / causal_pairs(batch, heads, seq)).sqrt()
 
 
-def _frobenius(s: Tensor) -> Tensor:
+def causal_pairs(batch: int, heads: int, seq: int) -> int:
+    """Number of pairs j ≤ i over all heads."""
+    return batch * heads * seq * (seq + 1) // 2
+
+
+def _sum_of_squares(s: Tensor) -> Tensor:
     # Row by row: in one sweep over ten million elements the CPU kernel's running fp32 sum is off by 0.1%.
-    norm: Tensor = torch.linalg.vector_norm(torch.linalg.vector_norm(s, dim=-1))
-    return norm
-
-
-def _causal_pairs(x_BxHxTx: Tensor) -> float:
-    batch, heads, seq = x_BxHxTx.shape[:3]
-    return batch * heads * seq * (seq + 1) / 2
+    total: Tensor = torch.linalg.vector_norm(s, dim=-1).square().sum()
+    return total

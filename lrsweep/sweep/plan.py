@@ -51,7 +51,7 @@ class Plan:
         """What must agree for two runs to share a folder, by dotted name; the axes of the sweep may grow."""
         fixed: dict[str, Any] = {"device": self.device}
         for spec in self.specs:
-            train = {k: v for k, v in asdict(spec.train).items() if k != "report_every"}
+            train = spec.train.decides()
             prescribed = {name for name, _ in spec.scheme.training}  # These are one scheme's, the others all schemes'.
             groups = {
                 f"train.{spec.size}": {k: v for k, v in train.items() if k not in prescribed},

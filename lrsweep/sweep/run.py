@@ -151,7 +151,7 @@ def estimate_seconds(specs: Sequence[TrialSpec], jobs: int) -> float:
     import numpy as np
     import torch
 
-    from lrsweep.model import Probe
+    from lrsweep.model import ProbeLevel
     from lrsweep.train import Engine, EngineKey
     from lrsweep.train.trial import CPU_THREADS
 
@@ -171,9 +171,9 @@ def estimate_seconds(specs: Sequence[TrialSpec], jobs: int) -> float:
             engine = Engine(key)
             engine.reset(0)
             tokens = np.zeros((n_timed, batch, spec.shape.seq_len + 1), dtype=np.int32)
-            engine.run(tokens[:1], [0.0], [Probe.ALL])
+            engine.run(tokens[:1], [0.0], [ProbeLevel.ALL])
             began = time.perf_counter()
-            engine.run(tokens, [0.0] * n_timed, [Probe.ALL] * n_timed)
+            engine.run(tokens, [0.0] * n_timed, [ProbeLevel.ALL] * n_timed)
             timed[which] = (time.perf_counter() - began) / n_timed * spec.train.batch_size / batch
             del engine
         seconds += timed[which] * spec.train.steps

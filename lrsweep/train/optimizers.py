@@ -6,7 +6,7 @@ it is not, no weight moves and nothing non-finite enters a moment.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from lrsweep.config import TrainConfig
 from lrsweep.model import GPT
 from lrsweep.model.gpt import is_matrix
+from lrsweep.train import gpu_adamw
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,11 +33,29 @@ class Group:
     """Whether these are the matrices inside the blocks."""
 
 
+Halves = Mapping[Tensor, Tensor]
+"""bf16 copies, by the weight in whose place they multiply. AdamW on a GPU keeps them, nothing else can."""
+
+
+def on_gpu(tensor: Tensor) -> bool:
+    """Whether AdamW runs in lrsweep's own kernel there."""
+    return tensor.is_cuda and gpu_adamw.available()
+
+
 class Optimizer(Protocol):
     """What the step asks of an optimizer."""
 
-    def step(self, finite: Tensor, divisor: Tensor) -> None:
-        """Update in place from gradients divided by ``divisor``; leave weights alone unless ``finite``."""
+    accounts: bool
+    """Whether :meth:`step` says how far it has moved the weights."""
+
+    def step(self, finite: Tensor, divisor: Tensor) -> Tensor | None:
+        """Update in place from gradients divided by ``divisor``; leave weights alone unless ``finite``.
+
+        Returns ‖Δθ‖² and ‖θ‖² before the update, where it ``accounts``.
+        """
+
+    def settle(self) -> None:
+        """Called once a step has been captured, before it is replayed."""
 
     def states(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         """(parameter, its state tensors) for all that have some by now."""
@@ -82,14 +101,63 @@ class _Rates:
 
 
 class AdamW:
-    """torch's fused AdamW (Loshchilov & Hutter, 1711.05101).
+    """AdamW (Loshchilov & Hutter, 1711.05101); on a GPU in one kernel that knows how far the weights have moved."""
 
-    The fused kernel divides gradients by ``grad_scale`` and leaves everything untouched where ``found_inf`` is 1:
-    clipping and the guard cost no pass over memory.
+    def __init__(self, groups: Sequence[Group], train: TrainConfig, lr: Tensor, halves: Halves) -> None:
+        groups = [g for g in groups if g.params]
+        self.accounts = on_gpu(lr)
+        self._adamw = _GPUAdamW(groups, train, lr, halves) if self.accounts else _TorchAdamW(groups, train, lr)
+
+    def step(self, finite: Tensor, divisor: Tensor) -> Tensor | None:
+        return self._adamw.step(finite, divisor)
+
+    def settle(self) -> None:
+        self._adamw.settle()
+
+    def states(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        yield from self._adamw.states()
+
+
+class _GPUAdamW:
+    """AdamW by :mod:`lrsweep.train.gpu_adamw`."""
+
+    def __init__(self, groups: Sequence[Group], train: TrainConfig, lr: Tensor, halves: Halves) -> None:
+        self._lr, self._steps = lr, torch.zeros_like(lr)
+        self._factors = torch.tensor([g.lr_factor for g in groups], device=lr.device)
+        self._slots = [
+            gpu_adamw.Slot(weight=p, first=torch.zeros_like(p), second=torch.zeros_like(p), group=i, half=halves.get(p))
+            for i, g in enumerate(groups)
+            for p in g.params
+        ]
+        decays, betas = [g.weight_decay for g in groups], (train.beta1, train.beta2)
+        kinds = [[s for s in self._slots if (s.half is None) == whole] for whole in (True, False)]
+        self._kernels = [gpu_adamw.FusedAdamW(k, decays, betas, train.eps, self._steps) for k in kinds if k]
+
+    @torch.no_grad()
+    def step(self, finite: Tensor, divisor: Tensor) -> Tensor:
+        self._steps += finite
+        rates = self._lr * self._factors
+        squares = [kernel.step(rates, finite, divisor) for kernel in self._kernels]
+        return sum(squares[1:], start=squares[0])
+
+    def settle(self) -> None:
+        for kernel in self._kernels:
+            kernel.settle()
+
+    def states(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        for slot in self._slots:
+            yield slot.weight, {"exp_avg": slot.first, "exp_avg_sq": slot.second}
+        yield self._steps, {"steps": self._steps}
+
+
+class _TorchAdamW:
+    """torch's fused AdamW.
+
+    Its kernel divides gradients by ``grad_scale`` and leaves everything untouched where ``found_inf`` is 1: clipping
+    and the guard cost no pass over memory.
     """
 
     def __init__(self, groups: Sequence[Group], train: TrainConfig, lr: Tensor) -> None:
-        groups = [g for g in groups if g.params]
         self._rates = _Rates(lr, groups)
         self._adamw = torch.optim.AdamW(
             [{"params": g.params, "weight_decay": g.weight_decay, "lr": self._rates.of(g)} for g in groups],
@@ -107,6 +175,9 @@ class AdamW:
         self._adamw.grad_scale.copy_(divisor)  # type: ignore[attr-defined]
         self._adamw.step()
 
+    def settle(self) -> None:
+        pass
+
     def states(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         yield from self._adamw.state.items()
 
@@ -118,7 +189,10 @@ class StableAdamW:
     an LR so divided also scales the decay.
     """
 
-    def __init__(self, groups: Sequence[Group], train: TrainConfig, lr: Tensor) -> None:
+    accounts = False
+
+    def __init__(self, groups: Sequence[Group], train: TrainConfig, lr: Tensor, halves: Halves) -> None:
+        assert not halves
         self._groups = [g for g in groups if g.params]
         self._rates = _Rates(lr, groups)
         self._betas, self._eps = (train.beta1, train.beta2), train.eps
@@ -149,6 +223,9 @@ class StableAdamW:
                 p.mul_(1 - tensor_lr * group.weight_decay)
                 p.sub_(tensor_lr * first / (second.sqrt() + self._eps))
 
+    def settle(self) -> None:
+        pass
+
     def states(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         for group, firsts, seconds in zip(self._groups, self._first, self._second, strict=True):
             for p, first, second in zip(group.params, firsts, seconds, strict=True):
@@ -163,9 +240,12 @@ class Muon:
     on tensors of zeros, which leaves its update there, and that is applied with the LR on the device.
     """
 
-    def __init__(self, groups: Sequence[Group], train: TrainConfig, lr: Tensor) -> None:
+    accounts = False
+
+    def __init__(self, groups: Sequence[Group], train: TrainConfig, lr: Tensor, halves: Halves) -> None:
+        assert not halves
         self._groups = [g for g in groups if g.hidden and g.params]
-        self._adamw = AdamW([g for g in groups if not g.hidden], train, lr)
+        self._adamw = AdamW([g for g in groups if not g.hidden], train, lr, {})
         self._rates = _Rates(lr, self._groups)
         self._updates = [[torch.zeros_like(p) for p in g.params] for g in self._groups]
         self._muon = torch.optim.Muon(
@@ -179,7 +259,9 @@ class Muon:
             for p, update in zip(group.params, updates, strict=True):
                 assert p.grad is not None
                 update.zero_()
-                update.grad = torch.where(finite, p.grad / divisor, 0.0)
+                # Moved towards itself, the momentum of a step that is not finite stays as it is, bit for bit.
+                momentum = self._muon.state[update].get("momentum_buffer", update)
+                update.grad = torch.where(finite, p.grad / divisor, momentum)
         self._muon.step()  # type: ignore[no-untyped-call]
         for group, updates in zip(self._groups, self._updates, strict=True):
             lr = self._rates.of(group) * finite
@@ -188,6 +270,9 @@ class Muon:
                 p.add_(lr * update)
                 update.grad = None
         self._adamw.step(finite, divisor)
+
+    def settle(self) -> None:
+        self._adamw.settle()
 
     def states(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         yield from self._muon.state.items()

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lrsweep.model import Probe
+from lrsweep.model import ProbeLevel
 from lrsweep.train.step import SCALARS, Interval
 
 SMOOTHING = 20
@@ -44,11 +44,11 @@ class Recorder:
         self._logits_measured: list[bool] = []
         self._intervals: list[Interval] = []
 
-    def add(self, steps: Sequence[int], lrs: Sequence[float], probes: Sequence[Probe], interval: Interval) -> None:
+    def add(self, steps: Sequence[int], lrs: Sequence[float], probes: Sequence[ProbeLevel], interval: Interval) -> None:
         """Take in the statistics of consecutive steps, of which ``probes`` tells what was measured."""
         self._steps.extend(steps)
         self._lrs.extend(lrs)
-        self._logits_measured.extend(probe == Probe.ALL for probe in probes)
+        self._logits_measured.extend(probe == ProbeLevel.ALL for probe in probes)
         self._intervals.append(interval)
 
     def _scalars(self) -> NDArray[np.float32]:

@@ -4,14 +4,17 @@ An :class:`Engine` serves every learning rate and seed of one model: batches, le
 the interval are device tensors, and the statistics of an interval leave the device in one copy. On a GPU each block is
 compiled and the whole step is captured in a CUDA graph; elsewhere the same function runs eagerly.
 
-Legend: R steps of an interval, B batch, T sequence, N layers, S statistics a layer.
+Legend: R steps of an interval, M micro-batches of a step, B batch, T sequence, N layers, S statistics a layer,
+P columns of the moments, H heads.
 """
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,12 +22,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lrsweep.config import Body, ModelShape, TrainConfig, TrialSpec
-from lrsweep.model import GPT, Probe, init_weights, next_token_loss
+from lrsweep.model import GPT, ProbeLevel, init_weights
+from lrsweep.model.block import Seen
+from lrsweep.model.gpt import Sums
+from lrsweep.model.linear import Linear
+from lrsweep.model.moments import Moments
 from lrsweep.schemes import Scheme
-from lrsweep.train.optimizers import OPTIMIZERS, Optimizer, groups_of
+from lrsweep.train.optimizers import OPTIMIZERS, Optimizer, groups_of, on_gpu
+
+if TYPE_CHECKING:
+    from lrsweep.train.ranks import Ranks
 
 SCALARS = ("loss", "grad_norm", "update_norm", "log_z", "skipped")
 """Per-step statistics: training loss (nats), gradient norm before the clip, ‖Δθ‖/‖θ‖, mean log Z, 1 if guarded."""
+MAX_LOGITS = 2**31 - 1
+"""Output logits held at a time: 4 GiB of bf16, and as many as a 32-bit index reaches. More go in chunks of tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,42 +81,104 @@ class Engine:
 
     Args:
         key: what to build.
-        capture: compile the blocks and capture the step in a CUDA graph; None: on a GPU.
+        capture: capture the step in a CUDA graph; None: on a GPU.
+        compiled: compile the blocks and the loss; None: as ``capture``.
+        ranks: of a trial on several devices, the others; each takes its share of every batch.
     """
 
-    def __init__(self, key: EngineKey, *, capture: bool | None = None) -> None:
-        self.key = key
+    def __init__(
+        self,
+        key: EngineKey,
+        *,
+        capture: bool | None = None,
+        compiled: bool | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.key, self._ranks = key, ranks
         self.device = torch.device(key.device)
         self._capture = self.device.type == "cuda" if capture is None else capture
+        train, seq = key.train, key.shape.seq_len
+        share = train.batch_size // (1 if ranks is None else ranks.size)
+        micro = min(train.micro_batch or share, share)
+        self._micros = share // micro
+        assert self._micros * micro * (1 if ranks is None else ranks.size) == train.batch_size
         with self.device:
             self.model = GPT(key.scheme, key.body, key.shape)
-            interval, batch, seq = key.train.report_every, key.train.batch_size, key.shape.seq_len
-            self._batches_RxBxT = torch.zeros(interval, batch, seq + 1, dtype=torch.int32)
+            self.stat_names = self.model.stat_names
+            interval, n_layers = train.report_every, key.shape.n_layers
+            self._windows_RMxBxT = torch.zeros(interval * self._micros, micro, seq + 1, dtype=torch.int32)
             self._lrs_R = torch.zeros(interval)
-            self._position = torch.zeros(1, dtype=torch.int64)
+            self._window, self._position = (torch.zeros(1, dtype=torch.int64) for _ in range(2))
             self._scalars_RxS = torch.zeros(interval, len(SCALARS))
-            self._layers_RxNxS = torch.zeros(interval, key.shape.n_layers, len(self.model.stat_names))
+            self._layers_RxNxS = torch.zeros(interval, n_layers, len(self.stat_names))
             self._lr = torch.zeros(())
-            self._before = [torch.empty_like(p) for p in self.model.parameters()]
-        self.stat_names = self.model.stat_names
+            self._live = torch.ones((), dtype=torch.bool)
+            self._sums = torch.zeros(3)
+            n_columns = len(self.stat_names) // 2
+            shapes = (n_layers, n_columns), (n_layers, n_columns), (n_layers, key.shape.n_heads)
+            self._moments = Moments(*(torch.zeros(shape) for shape in shapes))
         self._parameters: list[Tensor] = list(self.model.parameters())
-        groups = groups_of(self.model, key.train, key.weight_decay)
-        self._optimizer: Optimizer = OPTIMIZERS[key.train.optimizer](groups, key.train, self._lr)
-        self._graphs: dict[Probe, torch.cuda.CUDAGraph] = {}
-        self._loss: Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]] = self.model.loss
-        if self._capture:
-            # A process that sweeps many schemes would pass dynamo's limit of compilations of one function; graphs
-            # captured before stay valid.
-            torch.compiler.reset()
-            # What autocast leaves in fp32 (logits under a cap, σReparam's power iteration) is left there on purpose.
-            warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
-            for block in self.model.blocks:
-                block.compile()
-            self._loss = torch.compile(self.model.loss)
+        groups = groups_of(self.model, train, key.weight_decay)
+        # Whoever moves weights after the optimizer has moved them makes its own account of the update void.
+        moved_later = key.scheme.geometry != "free" or key.scheme.qk_clip is not None
+        self._halves: dict[Tensor, Tensor] = {}
+        plain = train.optimizer == "adamw" and on_gpu(self._lr) and self._micros == 1 and ranks is None
+        if plain and train.precision == "bf16" and not moved_later:
+            self._halve()
+        self._optimizer: Optimizer = OPTIMIZERS[train.optimizer](groups, train, self._lr, self._halves)
+        self._before: list[Tensor] = []
+        if moved_later or not self._optimizer.accounts:
+            self._before = [torch.empty_like(p) for p in self._parameters]
+        self._graphs: dict[tuple[ProbeLevel, bool], torch.cuda.CUDAGraph] = {}
+        cuda = self.device.type == "cuda"
+        self._side = torch.cuda.Stream(self.device) if cuda else None  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle() if cuda else None
+        if self._micros > 1:
+            for parameter in self._parameters:
+                parameter.grad = torch.zeros_like(parameter)
+        self._clear()
+        if ranks is not None:
+            # Those outside the blocks may get their gradient in parts, so they wait for the end.
+            ranks.watch(self._parameters, [list(block.parameters()) for block in self.model.blocks])
+        self._loss_sums: Callable[[Tensor, Tensor, Tensor, float], Sums] = self.model.loss_sums
+        if self._capture if compiled is None else compiled:
+            self._compile()
+
+    def _compile(self, backend: str = "inductor") -> None:
+        # A process that sweeps many schemes would pass dynamo's limit of compilations of one function; graphs
+        # captured before stay valid.
+        torch.compiler.reset()
+        # What autocast leaves in fp32 (σReparam's power iteration, a clipped softmax) is left there on purpose.
+        warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
+        self.model.score.prepare(self.key.shape.seq_len, self.device)
+        for block in self.model.blocks:
+            block.compile(backend=backend)
+        self._loss_sums = torch.compile(self.model.loss_sums, backend=backend)
+
+    def _halve(self) -> None:
+        """Give each linear layer a bf16 copy of its weight, which autocast would else make anew for every step.
+
+        Its gradient, bf16 as autocast computes it, then needs no fp32 copy either. Where gradients are added up they
+        must be fp32, and where others than the optimizer move weights the copies would fall behind.
+        """
+        for module in self.model.modules():
+            if isinstance(module, Linear):
+                module.bf16 = module.weight.detach().to(torch.bfloat16).requires_grad_()
+                self._halves[module.weight] = module.bf16
+
+    def _gradients(self) -> list[Tensor]:
+        gradients = [self._halves.get(p, p).grad for p in self._parameters]
+        return [g for g in gradients if g is not None]
+
+    def _refresh_halves(self) -> None:
+        with torch.no_grad():
+            for weight, half in self._halves.items():
+                half.copy_(weight)
 
     def reset(self, seed: int) -> None:
         """Initial weights of ``seed``, fresh optimizer; in place, so that a captured graph stays valid."""
         init_weights(self.model, seed)
+        self._refresh_halves()
         self.model.train()
         for _, state in self._optimizer.states():
             for value in state.values():
@@ -119,90 +193,205 @@ class Engine:
         enabled = self.key.train.precision == "bf16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
-    def _step(self, probe: Probe) -> None:
-        position = self._position
-        window_BxT = self._batches_RxBxT.index_select(0, position)[0].long()
-        self._lr.copy_(self._lrs_R.index_select(0, position)[0])
-        with self._autocast():
-            x_BxTxD, layers_NxS = self.model.hidden(window_BxT[:, :-1], probe)
-            objective, loss, log_z = self._loss(x_BxTxD, window_BxT[:, 1:], self.key.train.z_loss)
-        objective.backward()  # type: ignore[no-untyped-call]
-        with torch.no_grad():
-            grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
-            finite = torch.isfinite(objective) & torch.isfinite(grad_norm)
-            torch._foreach_copy_(self._before, self._parameters)
-            self._optimizer.step(finite, (grad_norm / self.key.train.clip).clamp(min=1.0))
-            for parameter in self._parameters:
-                parameter.grad = None
-            self.model.constrain(finite)
-            self.model.clip_heads(finite)
-            weight_norm = torch.nn.utils.get_total_norm(self._before)
-            torch._foreach_sub_(self._before, self._parameters)
-            update_norm = torch.nn.utils.get_total_norm(self._before) / weight_norm
-            scalars_S = torch.stack([loss, grad_norm, update_norm, log_z, (~finite).float()])
-            self._scalars_RxS.index_copy_(0, position, scalars_S[None])
-            if probe != Probe.OFF:
-                self._layers_RxNxS.index_copy_(0, position, layers_NxS[None])
-            position += 1
+    def _chunks(self, n_tokens: int) -> int:
+        return -(-n_tokens * self.key.shape.vocab_size // MAX_LOGITS)
 
-    def _prepare(self, probe: Probe) -> None:
-        """Capture the step for ``probe`` on the batch at hand; what the steps on the way change is put back."""
-        tensors = [*self._parameters, *self.model.buffers()]
-        saved = [t.detach().clone() for t in tensors]
-        moments = {p: {name: v.clone() for name, v in s.items()} for p, s in self._optimizer.states()}
-        graph = torch.cuda.CUDAGraph()
+    def _forward_backward(self, probe: ProbeLevel) -> tuple[Tensor, list[Seen]]:
+        """Gradients of one micro-batch, added to those at hand; sums over its tokens (3), and what its blocks keep."""
+        window_BxT = self._windows_RMxBxT.index_select(0, self._window)[0].long()
+        self._window += 1
+        targets_BxT = window_BxT[:, 1:]
+        per_token = 1 / (self.key.train.batch_size * self.key.shape.seq_len)
+        with self._autocast():
+            x_BxTxD, seen = self.model.hidden(window_BxT[:, :-1], probe)
+            head_VxD = self.model.head.matrix()
+            chunks = self._chunks(targets_BxT.numel())
+            if chunks == 1:
+                sums = self._loss_sums(x_BxTxD, head_VxD, targets_BxT, self.key.train.z_loss)
+        if chunks == 1:
+            (sums[0] * per_token).backward()  # type: ignore[no-untyped-call]
+            return torch.stack([s.detach() for s in sums]) * per_token, seen
+        return self._by_chunks(x_BxTxD, head_VxD, targets_BxT, chunks, per_token), seen
+
+    def _by_chunks(
+        self, x_BxTxD: Tensor, head_VxD: Tensor, targets_BxT: Tensor, chunks: int, per_token: float
+    ) -> Tensor:
+        """Loss and backward with the logits of a part of the tokens in memory at a time.
+
+        Each part goes back to the stream and to the head's matrix as soon as it has its loss, and the sum of that goes
+        back through the model: the logits are computed once, as without chunks.
+        """
+        x_MxD, head = x_BxTxD.flatten(0, 1).detach().requires_grad_(), head_VxD.detach().requires_grad_()
+        totals = []
+        for x, targets in zip(x_MxD.chunk(chunks), targets_BxT.flatten().chunk(chunks), strict=True):
+            with self._autocast():
+                sums = self._loss_sums(x[None], head, targets[None], self.key.train.z_loss)
+            (sums[0] * per_token).backward()  # type: ignore[no-untyped-call]
+            totals.append(torch.stack([s.detach() for s in sums]) * per_token)
+        assert x_MxD.grad is not None
+        torch.autograd.backward([x_BxTxD, head_VxD], [x_MxD.grad.view_as(x_BxTxD), head.grad])
+        return torch.stack(totals).sum(dim=0)
+
+    @contextlib.contextmanager
+    def _beside(self) -> Iterator[None]:
+        """On a GPU, a branch of the graph that runs beside what follows."""
+        if self._side is None:
+            yield
+            return
+        self._side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._side):
+            yield
+
+    def _wait_beside(self) -> None:
+        if self._side is not None:
+            torch.cuda.current_stream().wait_stream(self._side)
+
+    def _step(self, probe: ProbeLevel, last: bool = True) -> None:
+        """One micro-batch; with the ``last`` of a step, its update and statistics."""
+        if self._ranks is not None:
+            self._ranks.armed = last
+        sums, seen = self._forward_backward(probe)
+        with torch.no_grad():
+            # The products of queries and keys keep the tensor cores busy, the update only the memory.
+            with self._beside():
+                moments = self.model.moments(seen)
+            if self._micros > 1:
+                self._wait_beside()
+                sums, moments = self._add_up(sums, moments)
+            if last:
+                self._update(sums, moments, probe)
+
+    def _add_up(self, sums: Tensor, moments: Moments | None) -> tuple[Tensor, Moments | None]:
+        """With those of the step's micro-batches before; in place."""
+        self._sums += sums
+        if moments is None:
+            return self._sums, None
+        torch.add(self._moments.sums_NxP, moments.sums_NxP, out=self._moments.sums_NxP)
+        for mine, new in zip(self._moments[1:], moments[1:], strict=True):
+            torch.maximum(mine, new, out=mine)
+        return self._sums, self._moments
+
+    def _update(self, sums: Tensor, moments: Moments | None, probe: ProbeLevel) -> None:
+        if self._ranks is not None:
+            self._ranks.finish()
+            self._ranks.sum_(sums)
+        position = self._position
+        self._lr.copy_(self._lrs_R.index_select(0, position)[0])
+        norms = torch._foreach_norm(self._gradients(), dtype=torch.float32)
+        grad_norm = torch.linalg.vector_norm(torch.stack(norms))
+        finite = torch.isfinite(sums[0]) & torch.isfinite(grad_norm) & self._live
+        if self._before:
+            torch._foreach_copy_(self._before, self._parameters)
+        squares = self._optimizer.step(finite, (grad_norm / self.key.train.clip).clamp(min=1.0))
+        self.model.constrain(finite)
+        self._wait_beside()
+        if moments is not None:
+            if self._ranks is not None:
+                self._ranks.sum_(moments.sums_NxP)
+                self._ranks.max_(moments.maxima_NxP)
+                self._ranks.max_(moments.head_maxima_NxH)
+            self.model.clip_heads(moments.head_maxima_NxH, finite)
+        update_norm = self._update_norm() if self._before or squares is None else (squares[0] / squares[1]).sqrt()
+        scalars_S = torch.stack([sums[1], grad_norm, update_norm, sums[2], (~finite).float()])
+        self._scalars_RxS.index_copy_(0, position, scalars_S[None])
+        if probe != ProbeLevel.OFF:
+            assert moments is not None
+            layers_NxS = self.model.statistics(moments, self.key.train.batch_size, self.key.shape.seq_len, probe)
+            self._layers_RxNxS.index_copy_(0, position, layers_NxS[None])
+        position += 1
+        self._clear()
+
+    def _update_norm(self) -> Tensor:
+        """‖Δθ‖/‖θ‖ from the copy made before the update."""
+        weight_norm = torch.nn.utils.get_total_norm(self._before)
+        torch._foreach_sub_(self._before, self._parameters)
+        return torch.nn.utils.get_total_norm(self._before) / weight_norm
+
+    def _clear(self) -> None:
+        """Gradients and sums as a step finds them."""
+        if self._micros == 1:
+            for tensor in (*self._parameters, *self._halves.values()):
+                tensor.grad = None
+            return
+        # Kept, so that every micro-batch of a captured step adds to the same memory.
+        torch._foreach_zero_([p.grad for p in self._parameters if p.grad is not None])
+        self._sums.zero_()
+        self._moments.sums_NxP.zero_()
+        self._moments.maxima_NxP.fill_(-torch.inf)
+        self._moments.head_maxima_NxH.fill_(-torch.inf)
+
+    def _prepare(self, probe: ProbeLevel) -> None:
+        """Capture the step for ``probe`` on the batch at hand.
+
+        The steps on the way pass for not finite, so they leave weights and optimizer alone; buffers are put back.
+        """
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        parts = [False, True] if self._micros > 1 else [True]
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
+        self._live.fill_(False)
         try:
             with torch.cuda.stream(stream):
-                for _ in range(3):
-                    self._position.zero_()
-                    self._step(probe)
-            torch.cuda.current_stream().wait_stream(stream)
-            self._position.zero_()
-            with torch.cuda.graph(graph):
-                self._step(probe)
-            self._graphs[probe] = graph
+                for _ in range(2):  # Compiles, and lets libraries take their working memory.
+                    self._rewind()
+                    for last in parts:
+                        self._step(probe, last)
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()  # The graph takes as much again from a pool of its own.
+            for last in parts:
+                graph = torch.cuda.CUDAGraph()
+                # Threads of the communication library go on meanwhile.
+                with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                    self._step(probe, last)
+                self._graphs[probe, last] = graph
+            self._optimizer.settle()
         finally:
-            for parameter in self._parameters:
-                parameter.grad = None
+            self._live.fill_(True)
+            self._clear()
             with torch.no_grad():
-                for tensor, old in zip(tensors, saved, strict=True):
-                    tensor.copy_(old)
-                for parameter, state in self._optimizer.states():
-                    for name, value in state.items():
-                        value.copy_(moments[parameter][name]) if parameter in moments else value.zero_()
+                for buffer, old in buffers:
+                    buffer.copy_(old)
 
-    def _capture_missing(self, probes: Sequence[Probe]) -> None:
-        for probe in sorted(set(probes) - set(self._graphs)):
+    def _capture_missing(self, probes: Sequence[ProbeLevel]) -> None:
+        for probe in sorted({probe for probe in probes if (probe, True) not in self._graphs}):
             try:
                 self._prepare(probe)
             except (RuntimeError, NotImplementedError) as error:
                 warnings.warn(f"step not captured, running it eagerly: {str(error).splitlines()[0]}", stacklevel=3)
                 self._capture = False
+                self._graphs.clear()
                 return
 
-    def run(self, batches_RxBxT: NDArray[np.integer], lrs: Sequence[float], probes: Sequence[Probe]) -> Interval:
+    def _rewind(self) -> None:
+        self._position.zero_()
+        self._window.zero_()
+
+    def run(self, batches_RxBxT: NDArray[np.integer], lrs: Sequence[float], probes: Sequence[ProbeLevel]) -> Interval:
         """Train ``len(lrs)`` steps, at most ``report_every``, and fetch their statistics in one copy.
 
         Args:
-            batches_RxBxT: token ids, T + 1 of them in a row: inputs and targets.
+            batches_RxBxT: token ids, T + 1 of them in a row: inputs and targets. Of several ranks each takes its rows.
             lrs: learning rate of each step.
             probes: what to measure at each step.
         """
         n = len(lrs)
         assert n == len(probes) == len(batches_RxBxT)
-        self._batches_RxBxT[:n].copy_(torch.from_numpy(batches_RxBxT.astype(np.int32)))
+        if self._ranks is not None:
+            batches_RxBxT = batches_RxBxT[:, self._ranks.share(batches_RxBxT.shape[1])]
+        windows = torch.from_numpy(batches_RxBxT.astype(np.int32)).view(n * self._micros, -1, batches_RxBxT.shape[-1])
+        self._windows_RMxBxT[: len(windows)].copy_(windows)
         self._lrs_R[:n].copy_(torch.tensor(lrs))
         if self._capture:
             self._capture_missing(probes)
         self._layers_RxNxS.fill_(torch.nan)
-        self._position.zero_()
+        self._rewind()
         for probe in probes:
-            if self._capture:
-                self._graphs[probe].replay()
-            else:
-                self._step(probe)
+            for micro in range(self._micros):
+                last = micro == self._micros - 1
+                if self._capture:
+                    self._graphs[probe, last].replay()
+                else:
+                    self._step(probe, last)
         return Interval(self._scalars_RxS[:n].cpu().numpy().copy(), self._layers_RxNxS[:n].cpu().numpy().copy())
 
     @torch.no_grad()
@@ -210,11 +399,17 @@ class Engine:
         """Mean loss in nats per token on fixed windows of T + 1 tokens; NaN or inf if the model has gone there."""
         self.model.eval()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
+        micro = self._windows_RMxBxT.shape[1]
         # Compiled blocks would compile once more for a pass without gradients that runs twice a trial.
         with torch.compiler.set_stance("force_eager"), self._autocast():
-            for rows in np.array_split(windows_WxT, -(-len(windows_WxT) // self.key.train.batch_size)):
+            head_VxD = self.model.head.matrix()
+            for rows in np.array_split(windows_WxT, -(-len(windows_WxT) // micro)):
                 window = torch.from_numpy(rows.astype(np.int64)).to(self.device)
-                loss, _ = next_token_loss(self.model(window[:, :-1])[0], window[:, 1:])
-                total += loss.double() * len(rows)
+                x_BxTxD, _ = self.model.hidden(window[:, :-1], ProbeLevel.OFF)
+                # Uncompiled, every logit is in memory four times in fp32.
+                for x, targets in zip(x_BxTxD[:, None], window[:, None, 1:], strict=True):
+                    total += self.model.loss_sums(x, head_VxD, targets)[1].double()
         self.model.train()
-        return total.item() / len(windows_WxT)
+        targets = len(windows_WxT) * (windows_WxT.shape[1] - 1)
+        mean: float = total.item() / targets
+        return mean

@@ -13,7 +13,7 @@ import torch
 from lrsweep.config import TrialSpec
 from lrsweep.corpus import Corpus, batch_offsets, heldout_windows
 from lrsweep.detect import DetectorConfig, DivergenceDetector
-from lrsweep.model import Probe
+from lrsweep.model import ProbeLevel
 from lrsweep.store import ResultStore, TrialRow
 from lrsweep.train.recorder import Recorder, lowest_smoothed
 from lrsweep.train.schedule import learning_rate
@@ -79,7 +79,7 @@ def run_trial(
     for first in range(0, train.steps, train.report_every):
         steps = range(first + 1, min(first + train.report_every, train.steps) + 1)
         lrs = [learning_rate(step, spec.lr, train) for step in steps]
-        probes = [Probe.ALL if (step - 1) % train.probe_every == 0 else Probe.NORMS for step in steps]
+        probes = [ProbeLevel.ALL if (step - 1) % train.probe_every == 0 else ProbeLevel.NORMS for step in steps]
         batches = corpus.train_tokens[offsets_NxB[first : first + len(steps), :, None] + reach_T]
         interval = engine.run(batches, lrs, probes)
         recorder.add(steps, lrs, probes, interval)

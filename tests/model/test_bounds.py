@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lrsweep.config import ModelShape
-from lrsweep.model import GPT, Probe, next_token_loss
+from lrsweep.model import GPT, ProbeLevel, next_token_loss
 from lrsweep.model.block import Block
 from tests.model.reference import BODIES, build, random_tokens
 
@@ -111,13 +111,13 @@ def update(name: str, body: str, n_layers: int) -> float:
     """
     shape = ModelShape(n_layers=n_layers, d_model=32, n_heads=2, seq_len=8, vocab_size=64)
     model, tokens = build(name, body, shape=shape).double(), random_tokens(shape, extra=1)
-    before = model.hidden(tokens[:, :-1], Probe.OFF)[0]
+    before = model.hidden(tokens[:, :-1], ProbeLevel.OFF)[0]
     next_token_loss(model.logits(before), tokens[:, 1:])[0].backward()
     with torch.no_grad():
         for p in model.blocks.parameters():
             if p.ndim == 2:
                 p.sub_(0.01 * p.grad)
-        return (model.hidden(tokens[:, :-1], Probe.OFF)[0] - before).norm(dim=-1).mean().item()
+        return (model.hidden(tokens[:, :-1], ProbeLevel.OFF)[0] - before).norm(dim=-1).mean().item()
 
 
 @pytest.mark.parametrize("body", BODIES)

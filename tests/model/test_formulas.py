@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lrsweep.model import GPT, Probe
+from lrsweep.model import GPT, ProbeLevel
 from lrsweep.model.linear import SigmaReparam
 from lrsweep.schemes import all_schemes, rybakov
 from tests.model.formulas import power_iteration
@@ -30,7 +30,7 @@ def run_model(model: GPT, tokens: Tensor) -> tuple[list[Tensor], Tensor]:
     """Output of every block, and the logits."""
     outputs: list[Tensor] = []
     hooks = [b.register_forward_hook(lambda _m, _i, out: outputs.append(out[0])) for b in model.blocks]
-    logits, _ = model(tokens, Probe.OFF)
+    logits, _ = model(tokens, ProbeLevel.OFF)
     for hook in hooks:
         hook.remove()
     return outputs, logits
@@ -157,5 +157,5 @@ def test_the_largest_attention_logit_reported_is_that_of_the_formula(name: str, 
     model, tokens = random_double(name, body).float().eval(), random_tokens()
     reference = reference_of(name, body, weights_of(model))
     reference.forward(tokens)
-    reported = model(tokens, Probe.ALL)[1][:, model.stat_names.index(("attn", "logit_max"))]
+    reported = model(tokens, ProbeLevel.ALL)[1][:, model.stat_names.index(("attn", "logit_max"))]
     torch.testing.assert_close(reported.double(), torch.stack(reference.largest_logit).amax(-1), rtol=2e-5, atol=1e-6)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lrsweep.config import ModelShape, TrainConfig
-from lrsweep.model import Probe
+from lrsweep.model import ProbeLevel
 from lrsweep.schemes import all_schemes, find
 from lrsweep.train.step import Engine, EngineKey
 from tests.model.reference import BODIES
@@ -61,7 +61,7 @@ def after_steps(name: str, body: str, width: int) -> dict[str, float]:
     engine = engine_of(name, body, width)
     first = activations(engine)
     weights = {k: p.detach().clone() for k, p in engine.model.blocks.named_parameters() if p.ndim == 2}
-    engine.run(np.repeat(BATCH, STEPS, 0), [0.003] * STEPS, [Probe.OFF] * STEPS)
+    engine.run(np.repeat(BATCH, STEPS, 0), [0.003] * STEPS, [ProbeLevel.OFF] * STEPS)
     now = engine.model.blocks.state_dict()
     found = {}
     for key, activation in activations(engine).items():
@@ -131,7 +131,7 @@ def test_at_width_64_with_heads_of_32_it_changes_no_bit(name: str, body: str) ->
     intervals = []
     assert all(torch.equal(a, b) for a, b in zip(plain.model.parameters(), mup.model.parameters(), strict=True))
     for engine in (plain, mup):
-        intervals.append(engine.run(np.repeat(BATCH, 3, 0), [0.01] * 3, [Probe.ALL] * 3))
+        intervals.append(engine.run(np.repeat(BATCH, 3, 0), [0.01] * 3, [ProbeLevel.ALL] * 3))
     np.testing.assert_array_equal(intervals[0].scalars_RxS, intervals[1].scalars_RxS)
     np.testing.assert_array_equal(intervals[0].layers_RxNxS, intervals[1].layers_RxNxS)
     for (key, a), b in zip(plain.model.named_parameters(), mup.model.parameters(), strict=True):

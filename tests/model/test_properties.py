@@ -139,7 +139,8 @@ def test_zloss_adds_its_gradient_and_leaves_the_reported_loss_bare(body: str) ->
     seen: list[Tensor] = []
     model.head_out.register_forward_hook(lambda _m, _i, out: (out.retain_grad(), seen.append(out))[1])
     x = model.hidden(tokens[:, :-1], 0)[0]  # type: ignore[arg-type]
-    objective, loss, log_z = model.loss(x, tokens[:, 1:], z)
+    n = tokens[:, 1:].numel()
+    objective, loss, log_z = (value / n for value in model.loss_sums(x, model.head.matrix(), tokens[:, 1:], z))
     objective.backward()
     logits = seen[0].detach()
     p, targets = logits.softmax(-1), torch.nn.functional.one_hot(tokens[:, 1:], SHAPE.vocab_size)

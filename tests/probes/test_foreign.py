@@ -18,7 +18,7 @@ from lrsweep.config import ModelShape
 from lrsweep.detect import DivergenceDetector
 from lrsweep.errors import UserError
 from lrsweep.model import GPT, init_weights
-from lrsweep.model import Probe as Level
+from lrsweep.model import ProbeLevel as Level
 from lrsweep.probes import Probe
 from lrsweep.probes.layers import find_places
 from lrsweep.probes.pool import Pool

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from lrsweep.model import GPT, Probe, next_token_loss
+from lrsweep.model import GPT, ProbeLevel, next_token_loss
 from lrsweep.model.block import SITES
 from tests.model.reference import ALL_CASES, ALL_RECIPES, SHAPE, build, random_tokens, randomise, rope
 
 LINEARS = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
 
 
-def measured(name: str, body: str, probe: Probe = Probe.ALL) -> tuple[GPT, Tensor, dict[str, list[Tensor]]]:
+def measured(name: str, body: str, probe: ProbeLevel = ProbeLevel.ALL) -> tuple[GPT, Tensor, dict[str, list[Tensor]]]:
     """A randomised model, its statistics, and what hooks saw: outputs of the linears and of the norms on q and k."""
     model = randomise(build(name, body)).eval()
     seen: dict[str, list[Tensor]] = defaultdict(list)
@@ -65,8 +65,8 @@ def test_statistics_of_every_layer_equal_those_of_hooks(name: str, body: str) ->
 @pytest.mark.parametrize(("name", "body"), ALL_CASES)
 def test_levels_of_probing(name: str, body: str) -> None:
     """OFF: no column. NORMS: the norms of ALL, bitwise, and NaN for the logits. ALL: all finite."""
-    model, everything, _ = measured(name, body, Probe.ALL)
-    norms, off = measured(name, body, Probe.NORMS)[1], measured(name, body, Probe.OFF)[1]
+    model, everything, _ = measured(name, body, ProbeLevel.ALL)
+    norms, off = measured(name, body, ProbeLevel.NORMS)[1], measured(name, body, ProbeLevel.OFF)[1]
     assert off.shape == (SHAPE.n_layers, 0)
     assert norms.shape == everything.shape
     logits = torch.tensor([site == "attn" for site, _ in model.stat_names])
@@ -81,7 +81,7 @@ def test_measuring_changes_no_bit_of_loss_and_gradients(name: str, body: str) ->
     tokens = random_tokens(extra=1)
     results = []
     start = randomise(build(name, body)).train()
-    for probe in Probe:
+    for probe in ProbeLevel:
         model = copy.deepcopy(start)
         loss, log_z = next_token_loss(model(tokens[:, :-1], probe)[0], tokens[:, 1:])
         loss.backward()
@@ -98,7 +98,7 @@ def test_a_non_finite_activation_shows_from_its_layer_on(name: str, body: str, b
     model, clean, _ = measured(name, body)
     with torch.no_grad():
         model.blocks[1].mlp.fc1.weight[0, 0] = bad
-    _, layers = model(random_tokens(), Probe.ALL)
+    _, layers = model(random_tokens(), ProbeLevel.ALL)
     sites = [site for site, _ in model.stat_names]
     assert torch.equal(layers[0], clean[0])
     for column, site in enumerate(sites):

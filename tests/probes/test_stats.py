@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lrsweep.probes import causal_logit_stats, causal_rms, token_norms
+from lrsweep.probes import causal_logit_stats, causal_logit_sums, token_squares
 
 QUICK = settings(deadline=None, max_examples=40)
 seeds = st.integers(0, 2**31)
@@ -101,8 +101,6 @@ def test_the_rms_of_four_million_logits_is_right_to_1e_6() -> None:
     """Their running sum in one fp32 number would be off by 1e-4."""
     q, k = torch.full((64, 4, 128, 1), 1.1), torch.ones(64, 4, 128, 1)
     assert causal_logit_stats(q, k, scale=1.0)[1].item() == pytest.approx(torch.tensor(1.1).item(), rel=1e-6)
-    s = torch.full((64, 4, 128, 128), 1.1)
-    assert causal_rms(s).item() == pytest.approx(torch.tensor(1.1).item(), rel=1e-6)
 
 
 def test_positive_infinite_logits_are_the_maximum() -> None:
@@ -129,60 +127,72 @@ def test_logits_beyond_1e19_keep_their_maximum_and_show_in_the_rms() -> None:
 
 
 @QUICK
-@given(batch=st.integers(1, 3), heads=st.integers(1, 3), seq=st.integers(1, 40), size=sizes, seed=seeds)
-def test_causal_rms_equals_brute_force(batch: int, heads: int, seq: int, size: float, seed: int) -> None:
-    s = normal(batch, heads, seq, seq, seed=seed, size=size)
-    values = torch.cat([s[:, :, i, : i + 1].flatten() for i in range(seq)]).double()
-    assert causal_rms(s).item() == pytest.approx(values.square().mean().sqrt().item(), rel=1e-5)
-    above = s.clone()
-    above[..., torch.ones(seq, seq, dtype=torch.bool).triu(1)] = math.nan
-    assert causal_rms(above).item() == causal_rms(s).item(), "what lies above the diagonal is not read"
-    s[0, 0, -1, 0] = math.nan
-    assert math.isnan(causal_rms(s).item())
+@given(
+    heads=st.integers(1, 3),
+    seq=st.sampled_from([1, 7, 128, 130]),
+    cap=st.sampled_from([0.5, 50.0]),
+    size=st.sampled_from([1e-3, 1.0, 1e3]),
+    seed=seeds,
+)
+def test_sums_of_squares_before_and_after_a_cap(heads: int, seq: int, cap: float, size: float, seed: int) -> None:
+    """Σs² and Σ(c·tanh(s/c))² over causal pairs; the maxima are those without a cap."""
+    q, k = normal(2, heads, seq, 8, seed=seed, size=size), normal(2, heads, seq, 8, seed=seed + 1)
+    (largest,), (sums,) = causal_logit_sums([(q, k)], scale=0.5, cap=cap)
+    values = causal_values(q, k, 0.5)
+    assert sums.shape == (2,)
+    assert sums[0].item() == pytest.approx(values.square().sum().item(), rel=1e-5)
+    assert sums[1].item() == pytest.approx((cap * torch.tanh(values / cap)).square().sum().item(), rel=1e-5)
+    (plain,), (plain_sums,) = causal_logit_sums([(q, k)], scale=0.5)
+    assert torch.equal(plain, largest)
+    assert torch.equal(plain_sums, sums[:1])
 
 
 @QUICK
 @given(batch=st.integers(1, 4), seq=st.integers(1, 40), width=st.integers(1, 40), size=sizes, seed=seeds)
-def test_token_norms_equal_brute_force(batch: int, seq: int, width: int, size: float, seed: int) -> None:
-    """‖Y‖_F/√tokens and the largest token's norm."""
-    y = normal(batch, seq, width, seed=seed, size=size)
-    norms = [math.sqrt(sum(v * v for v in token)) for token in y.double().flatten(0, 1).tolist()]
-    rms, largest = token_norms(y)
-    assert rms.dtype == largest.dtype == torch.float32
-    assert rms.item() == pytest.approx(math.sqrt(sum(n * n for n in norms) / len(norms)), rel=1e-5)
-    assert rms.item() == pytest.approx(y.double().norm().item() / (batch * seq) ** 0.5, rel=1e-5)
-    assert largest.item() == pytest.approx(max(norms), rel=1e-5)
+def test_token_squares_equal_brute_force_however_the_output_is_cut_up(
+    batch: int, seq: int, width: int, size: float, seed: int
+) -> None:
+    """The squared norm of each token, of the whole and of its parts, and of each head."""
+    y = normal(batch, seq, 2 * width, seed=seed, size=size)
+    expected = [sum(v * v for v in token) for token in y.double().flatten(0, 1).tolist()]
+    first, second = y.chunk(2, dim=-1)
+    by_head = token_squares(y.unflatten(-1, (2, width)))
+    assert by_head.shape == (batch, seq, 2)
+    for squares in (token_squares(y), token_squares(first, second), by_head.sum(-1)):
+        assert squares.dtype == torch.float32
+        assert squares.shape == (batch, seq)
+        assert squares.flatten().tolist() == pytest.approx(expected, rel=1e-5, abs=1e-37)
 
 
-def test_token_norms_of_half_types_are_taken_in_fp32() -> None:
-    """64 entries of 300: the norm 2400 fits fp16, the sum of squares does not; 4096 ones add up to no 256 in bf16."""
-    y = torch.full((2, 3, 64), 300.0, dtype=torch.float16)
-    for value in token_norms(y):
-        assert value.dtype == torch.float32
-        assert value.item() == pytest.approx(2400.0, rel=1e-6)
-    for value in token_norms(torch.ones(2, 3, 4096, dtype=torch.bfloat16)):
-        assert value.item() == pytest.approx(64.0, rel=1e-6)
+def test_token_squares_of_half_types_are_taken_in_fp32() -> None:
+    """64 entries of 300: the norm 2400 fits fp16, its square does not; 4096 ones add up to no 4096 in bf16."""
+    assert token_squares(torch.full((2, 3, 64), 300.0, dtype=torch.float16)).unique().item() == 2400.0**2
+    assert token_squares(torch.ones(2, 3, 4096, dtype=torch.bfloat16)).unique().item() == 4096
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_nan_and_inf_in_an_output_show_in_both_norms(bad: float) -> None:
+def test_nan_and_inf_in_an_output_show_in_its_token_alone(bad: float) -> None:
     y = torch.ones(2, 3, 4)
     y[1, 2, 0] = bad
-    for value in token_norms(y):
-        assert math.isnan(value.item()) if math.isnan(bad) else value.item() == math.inf
+    squares = token_squares(y)
+    assert math.isnan(squares[1, 2]) if math.isnan(bad) else squares[1, 2] == math.inf
+    squares[1, 2] = 4
+    assert (squares == 4).all()
 
 
 def test_huge_outputs_are_measured_up_to_1e18_and_show_as_inf_beyond() -> None:
-    for value in token_norms(torch.full((1, 2, 4), 1e18)):
-        assert value.item() == pytest.approx(2e18, rel=1e-6)
-    for value in token_norms(torch.full((1, 2, 4), 1e25)):
-        assert value.item() == math.inf
+    assert token_squares(torch.full((1, 2, 4), 1e18)).sqrt().tolist() == [[pytest.approx(2e18, rel=1e-6)] * 2]
+    assert (token_squares(torch.full((1, 2, 4), 1e25)) == math.inf).all()
 
 
 def test_no_gradient_flows_and_no_input_is_written() -> None:
-    q, k, y, s = (normal(1, 2, 5, 5, seed=i).requires_grad_() for i in range(4))
-    copies = [x.detach().clone() for x in (q, k, y, s)]
-    for value in (*causal_logit_stats(q, k, scale=1.0), *token_norms(y), causal_rms(s)):
+    q, k, y = (normal(1, 2, 5, 5, seed=i).requires_grad_() for i in range(3))
+    copies = [x.detach().clone() for x in (q, k, y)]
+    for value in (
+        *causal_logit_stats(q, k, scale=1.0),
+        *causal_logit_sums([(q, k)], scale=1.0, cap=1.0),
+        token_squares(y),
+    ):
         assert not value.requires_grad
-    for x, copy in zip((q, k, y, s), copies, strict=True):
+    for x, copy in zip((q, k, y), copies, strict=True):
         assert torch.equal(x.detach(), copy)

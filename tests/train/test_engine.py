@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lrsweep.config import DataConfig, ModelShape, TrainConfig, TrialSpec
-from lrsweep.model import Probe
+from lrsweep.model import ProbeLevel
 from lrsweep.schemes import find
 from lrsweep.train.step import SCALARS, Engine, EngineKey, Interval
 from tests.model.reference import CASES
@@ -58,7 +58,7 @@ def warmup_and_fall(n: int, peak: float = 1e-2) -> list[float]:
     return [peak * min((i + 1) / 4, 1 - i / (2 * n)) for i in range(n)]
 
 
-def train(engine: Engine, data: Batches, lrs: list[float], probe: Probe = Probe.OFF) -> Interval:
+def train(engine: Engine, data: Batches, lrs: list[float], probe: ProbeLevel = ProbeLevel.OFF) -> Interval:
     return engine.run(data, lrs, [probe] * len(lrs))
 
 
@@ -260,7 +260,7 @@ def test_another_seed_gives_another_run() -> None:
 def test_intervals_do_not_show_in_the_numbers(name: str) -> None:
     """Twelve steps as 12, as 5 + 7, one by one, and in an engine of another report_every: bitwise the same."""
     data, lrs = batches(12), warmup_and_fall(12)
-    probes = [Probe.ALL if i % 3 == 0 else Probe.NORMS for i in range(12)]
+    probes = [ProbeLevel.ALL if i % 3 == 0 else ProbeLevel.NORMS for i in range(12)]
 
     def split(engine: Engine, sizes: list[int]) -> Interval:
         parts, at = [], 0
@@ -286,9 +286,9 @@ def test_intervals_do_not_show_in_the_numbers(name: str) -> None:
 
 def test_an_interval_is_a_copy_that_later_steps_leave_alone() -> None:
     engine = engine_of()
-    interval = train(engine, batches(2), [1e-2] * 2, Probe.ALL)
+    interval = train(engine, batches(2), [1e-2] * 2, ProbeLevel.ALL)
     kept = interval.scalars_RxS.copy(), interval.layers_RxNxS.copy()
-    train(engine, batches(2, seed=1), [1e-2] * 2, Probe.ALL)
+    train(engine, batches(2, seed=1), [1e-2] * 2, ProbeLevel.ALL)
     np.testing.assert_array_equal(interval.scalars_RxS, kept[0])
     np.testing.assert_array_equal(interval.layers_RxNxS, kept[1])
 
@@ -298,16 +298,16 @@ def test_probes_change_no_bit_of_a_run_and_fill_what_they_measure(name: str, bod
     """Five steps a level; layers hold what the model says of the weights before the step, NaN where not measured."""
     data, lrs = batches(5), warmup_and_fall(5)
     runs = {}
-    for probe in Probe:
+    for probe in ProbeLevel:
         engine = engine_of(name, body)
         runs[probe] = train(engine, data, lrs, probe), state_of(engine)
-    off, state = runs[Probe.OFF]
+    off, state = runs[ProbeLevel.OFF]
     assert np.isnan(off.layers_RxNxS).all()
-    for probe in (Probe.NORMS, Probe.ALL):
+    for probe in (ProbeLevel.NORMS, ProbeLevel.ALL):
         np.testing.assert_array_equal(runs[probe][0].scalars_RxS, off.scalars_RxS)
         same(runs[probe][1], state)
     logits = np.array([site == "attn" for site, _ in engine.stat_names])
-    everything, norms = (runs[probe][0].layers_RxNxS for probe in (Probe.ALL, Probe.NORMS))
+    everything, norms = (runs[probe][0].layers_RxNxS for probe in (ProbeLevel.ALL, ProbeLevel.NORMS))
     assert everything.shape == (5, SHAPE.n_layers, len(engine.stat_names))
     assert np.isfinite(everything).all()
     assert np.isnan(norms[..., logits]).all()
@@ -316,21 +316,21 @@ def test_probes_change_no_bit_of_a_run_and_fill_what_they_measure(name: str, bod
     fresh = engine_of(name, body)
     for step in range(2):
         with torch.no_grad():
-            expected = copy.deepcopy(fresh.model)(torch.from_numpy(data[step, :, :-1]), Probe.ALL)[1]
+            expected = copy.deepcopy(fresh.model)(torch.from_numpy(data[step, :, :-1]), ProbeLevel.ALL)[1]
         np.testing.assert_array_equal(everything[step], expected.numpy())
         train(fresh, data[step : step + 1], lrs[step : step + 1])
 
 
 def test_levels_of_probing_may_differ_from_step_to_step() -> None:
     engine = engine_of()
-    probes = [Probe.ALL, Probe.OFF, Probe.NORMS, Probe.ALL]
+    probes = [ProbeLevel.ALL, ProbeLevel.OFF, ProbeLevel.NORMS, ProbeLevel.ALL]
     layers = engine.run(batches(4), [1e-2] * 4, probes).layers_RxNxS
     logits = np.array([site == "attn" for site, _ in engine.stat_names])
     assert np.isfinite(layers[[0, 3]]).all()
     assert np.isnan(layers[1]).all()
     assert np.isfinite(layers[2][:, ~logits]).all()
     assert np.isnan(layers[2][:, logits]).all()
-    later = engine.run(batches(2), [1e-2] * 2, [Probe.OFF, Probe.NORMS]).layers_RxNxS
+    later = engine.run(batches(2), [1e-2] * 2, [ProbeLevel.OFF, ProbeLevel.NORMS]).layers_RxNxS
     assert np.isnan(later[0]).all(), "nothing is left over from the interval before"
 
 
@@ -388,9 +388,9 @@ def test_a_bad_batch_within_an_interval_is_skipped_there() -> None:
     data = np.insert(good, 2, good[0], axis=0)
     data[2, 0, 0] = POISON
     engine, reference = poisoned("preln", "llama", math.inf), poisoned("preln", "llama", math.inf)
-    scalars = train(engine, data, lrs, Probe.ALL).scalars_RxS
+    scalars = train(engine, data, lrs, ProbeLevel.ALL).scalars_RxS
     assert scalars[:, SKIPPED].tolist() == [0, 0, 1, 0, 0]
-    expected = train(reference, good, lrs[:4], Probe.ALL).scalars_RxS
+    expected = train(reference, good, lrs[:4], ProbeLevel.ALL).scalars_RxS
     np.testing.assert_array_equal(scalars[[0, 1, 3, 4]], expected)
     same(state_of(engine), state_of(reference))
 
@@ -459,7 +459,7 @@ def test_a_model_gone_for_good_is_skipped_at_every_step_and_raises_nothing() -> 
     with torch.no_grad():
         engine.model.blocks[0].attn.proj.weight[0, 0] = torch.nan
     before = state_of(engine)
-    interval = train(engine, batches(6), [1e-2] * 6, Probe.ALL)
+    interval = train(engine, batches(6), [1e-2] * 6, ProbeLevel.ALL)
     assert (interval.scalars_RxS[:, SKIPPED] == 1).all()
     assert np.isnan(interval.scalars_RxS[:, LOSS]).all()
     after = state_of(engine)
@@ -517,10 +517,10 @@ def test_training_learns() -> None:
 def test_bf16_keeps_fp32_weights_and_stays_near_the_fp32_losses(name: str) -> None:
     data, lrs = batches(10), warmup_and_fall(10)
     engine = engine_of(name, precision="bf16")
-    half = train(engine, data, lrs, Probe.ALL)
+    half = train(engine, data, lrs, ProbeLevel.ALL)
     assert all(p.dtype == torch.float32 for p in engine.model.parameters())
     assert all(v.dtype == torch.float32 for _, s in engine._optimizer.states() for v in s.values())
-    full = train(engine_of(name), data, lrs, Probe.ALL)
+    full = train(engine_of(name), data, lrs, ProbeLevel.ALL)
     np.testing.assert_allclose(half.scalars_RxS[:, LOSS], full.scalars_RxS[:, LOSS], rtol=0.01)
     assert not np.array_equal(half.scalars_RxS, full.scalars_RxS)
     np.testing.assert_allclose(half.layers_RxNxS[0], full.layers_RxNxS[0], rtol=0.05)
@@ -554,12 +554,12 @@ on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 @on_gpu
-@pytest.mark.parametrize("first", [Probe.ALL, Probe.NORMS])
+@pytest.mark.parametrize("first", [ProbeLevel.ALL, ProbeLevel.NORMS])
 @pytest.mark.parametrize("name", ["preln", "sigma_reparam"])
-def test_captured_steps_equal_eager_ones(name: str, first: Probe) -> None:
+def test_captured_steps_equal_eager_ones(name: str, first: ProbeLevel) -> None:
     """Both levels of probing in one interval, so that the second is captured in its midst: every row, the first too."""
     data, lrs = batches(6), warmup_and_fall(6)
-    second = Probe.NORMS if first == Probe.ALL else Probe.ALL
+    second = ProbeLevel.NORMS if first == ProbeLevel.ALL else ProbeLevel.ALL
     probes = [first, second, first, first, second, second]
     eager, captured = (engine_of(name, "llama", device="cuda", capture=capture) for capture in (False, True))
     for engine in (eager, captured):
@@ -590,9 +590,9 @@ def test_a_capture_that_fails_leaves_the_run_as_it_was() -> None:
         engine.model.final_norm.gain.register_hook(lambda g: g * float(g.isfinite().all().item()))
         if capture:
             with pytest.warns(UserWarning, match="not captured"):
-                runs.append(train(engine, data, lrs, Probe.ALL).scalars_RxS)
+                runs.append(train(engine, data, lrs, ProbeLevel.ALL).scalars_RxS)
         else:
-            runs.append(train(engine, data, lrs, Probe.ALL).scalars_RxS)
+            runs.append(train(engine, data, lrs, ProbeLevel.ALL).scalars_RxS)
     np.testing.assert_allclose(runs[1], runs[0], rtol=1e-3)
 
 

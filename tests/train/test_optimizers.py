@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lrsweep.config import ModelShape, TrainConfig
-from lrsweep.model import GPT, Probe, init_weights
+from lrsweep.model import GPT, ProbeLevel, init_weights
 from lrsweep.schemes import find
 from lrsweep.train.optimizers import OPTIMIZERS, Optimizer, groups_of
 from lrsweep.train.step import Engine, EngineKey
@@ -35,7 +35,9 @@ class Bench:
                 p.mul_(1 + i / 10)
         config = TrainConfig(steps=20, batch_size=1, warmup_steps=0, optimizer=optimizer, **train)  # type: ignore[arg-type]
         self.lr = torch.zeros(())
-        self.optimizer: Optimizer = OPTIMIZERS[optimizer](groups_of(self.model, config, weight_decay), config, self.lr)
+        self.optimizer: Optimizer = OPTIMIZERS[optimizer](
+            groups_of(self.model, config, weight_decay), config, self.lr, {}
+        )
 
     def step(self, gradients: Sequence[Tensor], lr: float, *, finite: bool = True, divisor: float = 1.0) -> None:
         for p, g in zip(self.model.parameters(), gradients, strict=True):
@@ -251,9 +253,9 @@ def test_a_reset_engine_runs_bitwise_as_a_fresh_one(name: str, scheme: str) -> N
     data = np.random.default_rng(0).integers(0, 32, (5, 3, 9))
     engine, used = engine_of(name, scheme), engine_of(name, scheme)
     used.reset(1)
-    used.run(data[::-1].copy(), [0.3] * 5, [Probe.OFF] * 5)
+    used.run(data[::-1].copy(), [0.3] * 5, [ProbeLevel.OFF] * 5)
     used.reset(0)
-    runs = [copy.deepcopy(e.run(data, LRS[:5], [Probe.OFF] * 5).scalars_RxS) for e in (engine, used)]
+    runs = [copy.deepcopy(e.run(data, LRS[:5], [ProbeLevel.OFF] * 5).scalars_RxS) for e in (engine, used)]
     np.testing.assert_array_equal(*runs)
     same(list(engine.model.parameters()), list(used.model.parameters()))
     for (_, mine), (_, theirs) in zip(engine._optimizer.states(), used._optimizer.states(), strict=True):

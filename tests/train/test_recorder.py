@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lrsweep.model import Probe
+from lrsweep.model import ProbeLevel
 from lrsweep.train.recorder import Recorder, lowest_smoothed
 from lrsweep.train.step import SCALARS, Interval
 
@@ -36,7 +36,7 @@ def recorder() -> Recorder:
     scalars[:, SCALARS.index("skipped")] = [0, 1, 0]
     layers = np.arange(12, dtype=np.float32).reshape(3, 2, 2)
     layers[1, :, 1] = np.nan
-    probes = [Probe.ALL, Probe.NORMS, Probe.ALL]
+    probes = [ProbeLevel.ALL, ProbeLevel.NORMS, ProbeLevel.ALL]
     found.add([1, 2], [0.1, 0.2], probes[:2], Interval(scalars[:2], layers[:2]))
     found.add([3], [0.3], probes[2:], Interval(scalars[2:], layers[2:]))
     return found
@@ -67,14 +67,16 @@ def test_long_rows_leave_out_what_was_not_measured() -> None:
 def test_logit_max_passes_over_nan_and_is_nan_if_nothing_was_measured() -> None:
     assert recorder().logit_max() == 11.0
     empty = Recorder(NAMES, tokens_per_step=10)
-    empty.add([1], [0.1], [Probe.NORMS], Interval(np.zeros((1, 5), np.float32), np.full((1, 2, 2), np.nan, np.float32)))
+    empty.add(
+        [1], [0.1], [ProbeLevel.NORMS], Interval(np.zeros((1, 5), np.float32), np.full((1, 2, 2), np.nan, np.float32))
+    )
     assert math.isnan(empty.logit_max())
 
 
 def test_a_measured_nan_is_a_value_and_not_a_null() -> None:
     found = Recorder(NAMES, tokens_per_step=10)
     layers = np.full((1, 2, 2), np.nan, np.float32)
-    found.add([1], [0.1], [Probe.ALL], Interval(np.zeros((1, 5), np.float32), layers))
+    found.add([1], [0.1], [ProbeLevel.ALL], Interval(np.zeros((1, 5), np.float32), layers))
     wide, long = found.columns()
     assert wide["logit_max"].null_count == 0
     assert math.isnan(wide["logit_max"][0].as_py())

@@ -1,0 +1,71 @@
+"""From what the blocks have kept of a forward to the statistics of its layers.
+
+Sums and maxima come first: those of micro-batches, and of the ranks of one trial, are the whole batch's once added and
+compared. They become root mean squares and norms at the end of a step.
+
+Legend: N layers, S sites, B batch, T sequence, H heads, P columns that hold a sum and a maximum: the sites, the logits,
+and with a cap the capped logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lrsweep.model.block import SITES, Seen
+from lrsweep.probes import causal_logit_sums
+from lrsweep.probes.stats import causal_pairs
+
+
+class Moments(NamedTuple):
+    """Of one forward; columns of what it did not keep are NaN."""
+
+    sums_NxP: Tensor
+    """Sums of squares."""
+    maxima_NxP: Tensor
+    """Largest squared token norm at the sites, then the largest logit."""
+    head_maxima_NxH: Tensor
+    """Largest logit of each head."""
+
+
+def stat_names(cap: float | None) -> tuple[tuple[str, str], ...]:
+    """(site, stat) of each column of the statistics."""
+    norms = [(site, stat) for site in SITES for stat in ("l2_rms", "l2_max")]
+    logits = ["logit_max", "logit_rms"] + ([] if cap is None else ["logit_max_capped", "logit_rms_capped"])
+    return (*norms, *(("attn", stat) for stat in logits))
+
+
+@torch.no_grad()
+def moments_of(seen: Sequence[Seen], scale: float, cap: float | None) -> Moments | None:
+    """The moments of a forward, None if it kept nothing; ``scale`` and ``cap`` are those of its scores."""
+    n, n_logits = len(seen), 1 if cap is None else 2
+    if not (seen[0].tokens or seen[0].logits):
+        return None
+    if seen[0].tokens:
+        heads = torch.stack([p.flatten(0, 1) for s in seen for p in s.heads])
+        tokens = torch.stack([p.flatten() for s in seen for p in s.tokens])
+        qkv_NxM = heads.view(n, -1, *heads.shape[1:]).sum(dim=(1, 3))
+        squares_NxSxM = torch.cat([qkv_NxM[:, None], tokens.view(n, -1, tokens.shape[1])], dim=1)
+        site_sums, site_maxima = squares_NxSxM.sum(dim=-1), squares_NxSxM.amax(dim=-1)
+    else:
+        site_sums = site_maxima = seen[0].logits[0].new_full((n, len(SITES)), torch.nan, dtype=torch.float32)
+    if seen[0].logits:
+        heads_NxH, logit_sums = causal_logit_sums([(s.logits[0], s.logits[1]) for s in seen], scale=scale, cap=cap)
+    else:
+        heads_NxH = site_sums.new_full((n, 1), torch.nan)
+        logit_sums = heads_NxH.expand(-1, n_logits)
+    largest = heads_NxH.amax(dim=-1, keepdim=True)
+    maxima = [site_maxima, largest] if cap is None else [site_maxima, largest, cap * torch.tanh(largest / cap)]
+    return Moments(torch.cat([site_sums, logit_sums], dim=-1), torch.cat(maxima, dim=-1), heads_NxH)
+
+
+@torch.no_grad()
+def statistics(moments: Moments, *, batch: int, heads: int, seq: int) -> Tensor:
+    """The statistics (N, columns of :func:`stat_names`) of ``batch`` sequences of ``seq`` tokens, fp32."""
+    tokens, pairs, n = batch * seq, causal_pairs(batch, heads, seq), len(SITES)
+    norms = torch.stack([moments.sums_NxP[:, :n] / tokens, moments.maxima_NxP[:, :n]], dim=-1).sqrt()
+    logits = torch.stack([moments.maxima_NxP[:, n:], (moments.sums_NxP[:, n:] / pairs).sqrt()], dim=-1)
+    return torch.cat([norms.flatten(1), logits.flatten(1)], dim=-1)

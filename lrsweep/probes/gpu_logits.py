@@ -1,0 +1,131 @@
+"""The statistics of causal attention logits in one GPU kernel.
+
+The products run on the tensor cores: those of bf16 numbers are exact in fp32 and are added up in it, so nothing is
+rounded that fp32 matrices would keep. The T × T matrix stays in registers, a block of it at a time.
+
+Legend: B batch, T sequence, H heads, K head width, N layers, M blocks of rows, P what is kept of a
+block: its maximum, and one or two sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # torch built without CUDA comes without it
+    triton = None
+
+ROWS = COLUMNS = 64
+"""Queries and keys of a block: the fastest of the six tried on an H100, at every head width and length tried."""
+
+
+def serves(q_BxHxTxK: Tensor) -> bool:
+    """Whether the kernel can run on such a tensor."""
+    return triton is not None and q_BxHxTxK.is_cuda and q_BxHxTxK.ndim == 4 and q_BxHxTxK.dtype != torch.float64
+
+
+def causal_logit_sums(
+    layers: Sequence[tuple[Tensor, Tensor]], scale: float, cap: float | None, *, hardware_tanh: bool = True
+) -> tuple[Tensor, Tensor]:
+    """As :func:`lrsweep.probes.stats.causal_logit_sums`; bitwise the same from run to run.
+
+    With ``hardware_tanh`` the cap is the GPU's own approximation of tanh, to 2^−11, which attention takes as well.
+    """
+    first = layers[0][0]
+    batch, heads, seq = first.shape[:3]
+    shape = (2 if cap is None else 3, len(layers), batch, heads, triton.cdiv(seq, ROWS))
+    parts_PxNxBxHxM = first.new_empty(shape, dtype=torch.float32)
+    for (q_BxHxTxK, k_BxHxTxK), parts_PxBxHxM in zip(layers, parts_PxNxBxHxM.unbind(1), strict=True):
+        _launch(q_BxHxTxK, k_BxHxTxK, parts_PxBxHxM, scale, cap, hardware_tanh)
+    return parts_PxNxBxHxM[0].amax(dim=(1, 3)), parts_PxNxBxHxM[1:].sum(dim=(2, 3, 4)).T
+
+
+def _launch(
+    q_BxHxTxK: Tensor, k_BxHxTxK: Tensor, parts_PxBxHxM: Tensor, scale: float, cap: float | None, hardware_tanh: bool
+) -> None:
+    """Write the largest logit and the sums of squares of each block of rows."""
+    batch, heads, seq, width = q_BxHxTxK.shape
+    q, k = q_BxHxTxK.detach(), k_BxHxTxK.detach().to(q_BxHxTxK.dtype)
+    if q.stride(-1) != 1 or k.stride(-1) != 1:
+        q, k = q.contiguous(), k.contiguous()
+    _logits[(parts_PxBxHxM.shape[-1], batch * heads)](
+        q, k, parts_PxBxHxM, *q.stride()[:3], *k.stride()[:3], parts_PxBxHxM.stride(0), heads, seq, scale, cap or 1.0,
+        CAPPED=cap is not None, HARDWARE_TANH=hardware_tanh, ROWS=ROWS, COLUMNS=COLUMNS, WIDTH=width,
+        PADDED=max(16, triton.next_power_of_2(width)), num_warps=4, num_stages=3,
+    )  # fmt: skip
+
+
+if triton is not None:
+
+    @triton.jit
+    def _tanh(x, HARDWARE: tl.constexpr):
+        if HARDWARE:
+            y = tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
+        else:
+            y = 1.0 - 2.0 / (1.0 + tl.exp2(x * (2.0 * 1.4426950408889634)))
+        return y
+
+    @triton.jit
+    def _logits(
+        q_ptr, k_ptr, out_ptr, q_batch, q_head, q_row, k_batch, k_head, k_row, stride, heads, seq, scale, cap,
+        CAPPED: tl.constexpr, HARDWARE_TANH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+        WIDTH: tl.constexpr, PADDED: tl.constexpr,
+    ):  # fmt: skip
+        """One block of rows against all keys up to it. Long blocks start first, so that short ones fill the end."""
+        n_blocks = tl.num_programs(0)
+        block = n_blocks - 1 - tl.program_id(0)
+        head = tl.program_id(1)
+        q_ptr += (head // heads).to(tl.int64) * q_batch + (head % heads) * q_head
+        k_ptr += (head // heads).to(tl.int64) * k_batch + (head % heads) * k_head
+        rows, columns, channels = block * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS), tl.arange(0, PADDED)
+        if PADDED == WIDTH:
+            q = tl.load(q_ptr + rows[:, None] * q_row + channels[None, :], mask=rows[:, None] < seq, other=0.0)
+        else:
+            kept = (rows[:, None] < seq) & (channels[None, :] < WIDTH)
+            q = tl.load(q_ptr + rows[:, None] * q_row + channels[None, :], mask=kept, other=0.0)
+        largest = tl.full([ROWS, COLUMNS], float("-inf"), tl.float32)
+        squares = tl.zeros([ROWS, COLUMNS], tl.float32)
+        capped = tl.zeros([ROWS, COLUMNS], tl.float32)
+        # Left of the diagonal: no mask, and COLUMNS divides ROWS times anything.
+        for start in range(0, block * ROWS, COLUMNS):
+            at = k_ptr + (start + columns)[None, :] * k_row + channels[:, None]
+            if PADDED == WIDTH:  # noqa: SIM108 (a compile-time branch)
+                k = tl.load(at)
+            else:
+                k = tl.load(at, mask=channels[:, None] < WIDTH, other=0.0)
+            s = tl.dot(q, k, input_precision="ieee")
+            largest = tl.maximum(largest, s)
+            squares += s * s
+            if CAPPED:
+                c = _tanh(s * (scale / cap), HARDWARE_TANH)
+                capped += c * c
+        for start in range(block * ROWS, tl.minimum((block + 1) * ROWS, seq), COLUMNS):
+            column = start + columns
+            inside = (column[None, :] < seq) & (channels[:, None] < WIDTH)
+            k = tl.load(k_ptr + column[None, :] * k_row + channels[:, None], mask=inside, other=0.0)
+            s = tl.dot(q, k, input_precision="ieee")
+            causal = column[None, :] <= rows[:, None]
+            largest = tl.maximum(largest, tl.where(causal, s, float("-inf")))
+            s = tl.where(causal, s, 0.0)
+            squares += s * s
+            if CAPPED:
+                c = _tanh(s * (scale / cap), HARDWARE_TANH)
+                capped += c * c
+        # Rows behind the last are zeros: more than a negative maximum, and NaN against an infinite key.
+        real = rows[:, None] < seq
+        largest = tl.where(real, largest, float("-inf"))
+        squares = tl.where(real, squares, 0.0)
+        capped = tl.where(real, capped, 0.0)
+        total = tl.sum(tl.sum(squares, 1), 0)
+        # The hardware's maximum drops NaN; a sum of squares keeps it.
+        largest_of_all = tl.where(total == total, tl.max(tl.max(largest, 1), 0), total)
+        out_ptr += head * n_blocks + block
+        tl.store(out_ptr, largest_of_all * scale)
+        tl.store(out_ptr + stride, total * scale * scale)
+        if CAPPED:
+            tl.store(out_ptr + 2 * stride, tl.sum(tl.sum(capped, 1), 0) * cap * cap)

@@ -1,0 +1,204 @@
+"""AdamW over all tensors in one GPU kernel, which also adds up how far the weights have moved.
+
+An optimizer step is bound by memory. To learn ‖Δθ‖ and ‖θ‖ from a copy of the weights takes as much traffic again; here
+both are summed while old and new value of a weight are in registers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # torch built without CUDA comes without it
+    triton = None
+
+_COLUMNS = 7
+"""Of the table: addresses of weight, gradient, first and second moment, bf16 copy; number of elements; group."""
+_PROGRAMS = 2048
+"""Programs to aim at: some 16 for each multiprocessor of an H100."""
+_BLOCK = 1024
+
+
+def available() -> bool:
+    """Whether Triton is installed."""
+    return triton is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """One weight and its moments, all contiguous fp32."""
+
+    weight: Tensor
+    first: Tensor
+    second: Tensor
+    group: int
+    """Index into learning rates and decays."""
+    half: Tensor | None = None
+    """bf16 copy of the weight that is kept up to date, and whose gradient, bf16 too, is the weight's."""
+
+    @property
+    def gradient(self) -> Tensor | None:
+        """The gradient to apply."""
+        return self.weight.grad if self.half is None else self.half.grad
+
+
+def _aligned(gradient: Tensor | None) -> Tensor:
+    """Contiguous, from a multiple of 16 bytes on, as every tensor is that has its memory to itself."""
+    assert gradient is not None
+    gradient = gradient.contiguous()
+    return gradient if gradient.data_ptr() % 16 == 0 else gradient.clone()
+
+
+class FusedAdamW:
+    """The update of a fixed list of slots.
+
+    Args:
+        slots: what to update; all with a bf16 copy, or none.
+        decays: weight decay of each group.
+        betas: decay of the first and of the second moment.
+        eps: ε.
+        steps: number of finite steps, this one included, a scalar on the device.
+    """
+
+    def __init__(
+        self, slots: Sequence[Slot], decays: Sequence[float], betas: tuple[float, float], eps: float, steps: Tensor
+    ) -> None:
+        self._slots, self._betas, self._eps, self._steps = list(slots), betas, eps, steps
+        self._device, self._has_half = steps.device, self._slots[0].half is not None
+        assert all((slot.half is not None) == self._has_half for slot in self._slots)
+        self._decays = torch.tensor(decays, dtype=torch.float32, device=self._device)
+        total = sum(slot.weight.numel() for slot in self._slots)
+        self._chunk = min(65536, max(_BLOCK, triton.next_power_of_2(total // _PROGRAMS)))
+        self._tables: dict[tuple[int, ...], Tensor] = {}
+        self._spare: Tensor | None = None
+        self._captured: list[tuple[Tensor, NDArray[np.int64]]] = []
+        self._partial = torch.zeros(2, len(self._rows([0] * len(self._slots))), device=self._device)
+
+    def step(self, rates: Tensor, finite: Tensor, divisor: Tensor) -> Tensor:
+        """Update in place from the weights' gradients divided by ``divisor``; nothing at all unless ``finite``.
+
+        Args:
+            rates: learning rate of each group.
+            finite: Boolean scalar.
+            divisor: scalar.
+
+        Returns:
+            ‖Δθ‖² and ‖θ‖² before the update.
+        """
+        gradients = [_aligned(slot.gradient) for slot in self._slots]
+        table = self._table(gradients)
+        beta1, beta2 = self._betas
+        _adamw[(len(table),)](
+            table, self._decays, rates, self._steps, finite, divisor, self._partial,
+            beta1, beta2, self._eps, HALF=self._has_half, BLOCK=_BLOCK, COLUMNS=_COLUMNS, num_warps=4,
+        )  # fmt: skip
+        return self._partial.sum(dim=1)
+
+    def settle(self) -> None:
+        """Fill the tables that captured steps read: while one is captured, nothing can be copied to the device."""
+        for table, rows in self._captured:
+            table.copy_(torch.from_numpy(rows))
+
+    def _table(self, gradients: Sequence[Tensor]) -> Tensor:
+        addresses = tuple(g.data_ptr() for g in gradients)
+        if self._device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            assert self._spare is not None, "a step runs uncaptured before it is captured"
+            table, self._spare = self._spare, None
+            self._captured.append((table, self._rows(addresses)))
+            return table
+        if addresses not in self._tables:
+            if len(self._tables) > 8:  # An uncaptured run, whose gradients wander.
+                self._tables.clear()
+            self._tables[addresses] = torch.from_numpy(self._rows(addresses)).to(self._device)
+        if self._spare is None:
+            # Made here, because memory taken within a capture has other uses earlier in the same graph.
+            self._spare = torch.empty_like(self._tables[addresses])
+        return self._tables[addresses]
+
+    def _rows(self, gradients: Sequence[int]) -> NDArray[np.int64]:
+        """The table: a row for each chunk of each slot."""
+        parts = []
+        for slot, gradient in zip(self._slots, gradients, strict=True):
+            size = slot.weight.numel()
+            starts = np.arange(0, size, self._chunk, dtype=np.int64)
+            columns = [t.data_ptr() + 4 * starts for t in (slot.weight, slot.first, slot.second)]
+            columns.insert(1, gradient + (2 if self._has_half else 4) * starts)
+            columns.append((0 if slot.half is None else slot.half.data_ptr()) + 2 * starts)
+            columns += [np.minimum(size - starts, self._chunk), np.full_like(starts, slot.group)]
+            parts.append(np.stack(columns, axis=1))
+        return np.concatenate(parts)
+
+
+if triton is not None:
+
+    @triton.jit
+    def _block(
+        weights, gradients, firsts, seconds, halves, moved, length, inside, finite,
+        divisor, shrink, rate, beta1, beta2, bias1, bias2, eps, HALF: tl.constexpr,
+    ):  # fmt: skip
+        """Update one block; the sums with its part."""
+        old = tl.load(weights, mask=inside, other=0.0)
+        inside = inside & finite
+        g = tl.load(gradients, mask=inside, other=0.0).to(tl.float32) / divisor
+        first = tl.load(firsts, mask=inside, other=0.0)
+        second = tl.load(seconds, mask=inside, other=0.0)
+        first += (1.0 - beta1) * (g - first)
+        second = beta2 * second + (1.0 - beta2) * g * g
+        new = old * shrink - rate / bias1 * first / (tl.sqrt(second) / bias2 + eps)
+        tl.store(weights, new, mask=inside)
+        tl.store(firsts, first, mask=inside)
+        tl.store(seconds, second, mask=inside)
+        if HALF:
+            tl.store(halves, new.to(tl.bfloat16), mask=inside)
+        change = tl.where(inside, new - old, 0.0)
+        return moved + change * change, length + old * old
+
+    @triton.jit
+    def _adamw(
+        table_ptr, decays_ptr, rates_ptr, steps_ptr, finite_ptr, divisor_ptr, partial_ptr, beta1, beta2, eps,
+        HALF: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
+    ):  # fmt: skip
+        """One chunk: θ ← θ·(1 − η·λ) − η·m̂/(√v̂ + ε)."""
+        row = table_ptr + tl.program_id(0) * COLUMNS
+        # All start on 16 bytes: four numbers go by one instruction.
+        weights = tl.multiple_of(tl.load(row).to(tl.pointer_type(tl.float32)), 16)
+        gradient_type: tl.constexpr = tl.bfloat16 if HALF else tl.float32
+        gradients = tl.multiple_of(tl.load(row + 1).to(tl.pointer_type(gradient_type)), 16)
+        firsts = tl.multiple_of(tl.load(row + 2).to(tl.pointer_type(tl.float32)), 16)
+        seconds = tl.multiple_of(tl.load(row + 3).to(tl.pointer_type(tl.float32)), 16)
+        halves = tl.multiple_of(tl.load(row + 4).to(tl.pointer_type(tl.bfloat16)), 16)
+        size = tl.load(row + 5).to(tl.int32)
+        group = tl.load(row + 6)
+        rate = tl.load(rates_ptr + group)
+        shrink = 1.0 - rate * tl.load(decays_ptr + group)
+        finite = tl.full([BLOCK], True, tl.int1) & (tl.load(finite_ptr) != 0)
+        divisor = tl.load(divisor_ptr)
+        steps = tl.load(steps_ptr)
+        bias1 = 1.0 - tl.exp2(steps * tl.log2(beta1))
+        bias2 = tl.sqrt(1.0 - tl.exp2(steps * tl.log2(beta2)))
+        moved = tl.zeros([BLOCK], tl.float32)
+        length = tl.zeros([BLOCK], tl.float32)
+        everything = tl.full([BLOCK], True, tl.int1)
+        whole = size // BLOCK * BLOCK
+        for start in range(0, whole, BLOCK):
+            at = start + tl.arange(0, BLOCK)
+            moved, length = _block(
+                weights + at, gradients + at, firsts + at, seconds + at, halves + at, moved, length, everything, finite,
+                divisor, shrink, rate, beta1, beta2, bias1, bias2, eps, HALF,
+            )  # fmt: skip
+        if whole < size:
+            at = whole + tl.arange(0, BLOCK)
+            moved, length = _block(
+                weights + at, gradients + at, firsts + at, seconds + at, halves + at, moved, length, at < size, finite,
+                divisor, shrink, rate, beta1, beta2, bias1, bias2, eps, HALF,
+            )  # fmt: skip
+        tl.store(partial_ptr + tl.program_id(0), tl.sum(moved, 0))
+        tl.store(partial_ptr + tl.num_programs(0) + tl.program_id(0), tl.sum(length, 0))
