@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lrsweep.detect import DetectorConfig, scan
+from lrsweep.detect import DetectorConfig, DivergenceDetector, scan
 
 CONFIG = DetectorConfig()
 GRACE, WINDOW, PATIENCE = CONFIG.grace_steps, CONFIG.window, CONFIG.patience
@@ -65,10 +65,19 @@ def test_noise_of_any_law_above_the_start_is_told(law, points, seed):
 
 
 def test_a_short_run_is_told_at_its_end():
-    lost = [9.0, *saw(400)]
-    # The excursion opens at point 74; the end asks for a quarter of the window.
-    assert [judge(lost[:points]).kind for points in (74, 80, 95)] == ["stable", "stable", "diverged"]
-    assert judge(lost[:95]).step == 94
+    lost = [9.0, *saw(92)]
+    assert judge(lost[:80]).kind == "stable"
+    detector = DivergenceDetector()
+    assert {detector.update(step, loss).kind for step, loss in enumerate(lost)} == {"stable"}
+    told = detector.finish()
+    assert (told.kind, told.onset, told.step) == ("diverged", 0, 92)
+
+
+def test_a_best_that_is_later_than_the_grace_is_no_start():
+    # Five of the first nine losses are 9, so that their median is, and none of the thousand that follow.
+    losses = [9.0 if t % 2 == 0 else 300.0 for t in range(9)] + saw(1_000)
+    assert judge(losses, start=5_000).kind == "stable"
+    assert judge(losses).kind == "diverged"
 
 
 @given(st.lists(st.integers(100, 400), min_size=40, max_size=300), st.integers(1, 4))

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from lrsweep.detect import DetectorConfig, DivergenceDetector, scan
+from lrsweep.detect import DetectorConfig, scan
 
 
 def falling(points, *, start=10.0, end=3.0, deviation=0.04, seed=0):
@@ -49,13 +49,9 @@ def test_a_run_put_back_while_it_is_high_has_to_come_down():
 
 def test_points_logged_out_of_order_are_no_return():
     steps = [t + (3 if t % 4 == 0 else 0) for t in range(1_000)]
-    detector = DivergenceDetector()
-    for step, loss in zip(steps, falling(1_000), strict=True):
-        detector.update(step, loss)
-    assert detector.finish().reason.endswith(tuple(f"at step {step}" for step in range(700, 1_003)))
-    for step, loss in enumerate(flat(60, 9.0), 1_004):
-        detector.update(step, loss)
-    assert (detector.verdict.kind, detector.verdict.onset) == ("diverged", 1_004)
+    losses = [20.0 - t / 64 for t in range(1_000)]
+    broken = scan([*steps, *range(1_004, 1_064)], [*losses, *flat(60, 20.0)]).verdict
+    assert (broken.kind, broken.onset) == ("diverged", 1_004)
 
 
 def test_a_spike_that_a_return_cuts_off_ends_where_it_was_left():
