@@ -88,7 +88,8 @@ class Level:
             self._points = 0
             return None
         if not self._points:
-            self._peak, self._onset = 0.0, self._first_above(self._best) if gap > self._line else self._best_step
+            self._peak = 0.0
+            self._onset = self._best_step if self._lost_from_start() else self._first_above(self._best)
         if gap > self._peak:
             self._peak = self._rung = gap
         elif gap <= config.recovery * self._rung:
@@ -143,11 +144,13 @@ class Level:
     def _line_now(self) -> float:
         """The line, or the margin where the run was lost from its start."""
         assert self._line is not None
+        return self._config.margin if self._lost_from_start() else self._line
+
+    def _lost_from_start(self) -> bool:
         config = self._config
         # The first patience is waited for as the excursion that this opens, so a window has passed when it is told.
         long = self._later > config.window - config.patience
-        lost = long and self._best_step < config.grace_steps and self._near * config.window < self._later
-        return config.margin if lost else self._line
+        return long and self._best_step < config.grace_steps and self._near * config.window < self._later
 
     def _first_above(self, best: float) -> int:
         assert self._line is not None
