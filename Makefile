@@ -47,6 +47,10 @@ $(VENV)/.test: $(VENV)/.run
 	@$(PIP) install -c constraints.txt --group dev
 	@touch $@
 
+$(VENV)/.bench: $(VENV)/.run
+	@$(PIP) install -c constraints.txt --group bench
+	@touch $@
+
 setup: $(VENV)/.run  ## make .venv and install (other targets do it by themselves)
 
 sweep: $(VENV)/.run  ## run a learning-rate sweep, or go on with one
@@ -73,7 +77,7 @@ bench: $(VENV)/.run  ## cost of the probes, as ratios of paired runs
 bench-probe: $(VENV)/.test  ## cost of a Probe in transformers' Llama
 	@$(BIN)/python -m lrsweep.probe_bench $(ARGS)
 
-bench-detector: $(VENV)/.run  ## the detector beside other tools' rules: make bench-detector CURVES=…
+bench-detector: $(VENV)/.bench  ## the detector beside other tools' rules: make bench-detector CURVES=…
 	@$(BIN)/python -m lrsweep.detector_bench "$(CURVES)" $(ARGS)
 
 clean:  ## remove .venv and caches; results stay

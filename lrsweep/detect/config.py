@@ -25,7 +25,7 @@ class DetectorConfig:
     margin_sigmas: float = 3.0
     """The same margin in standard deviations of one point, for noisy losses; the larger of the two holds.
     The median of 9 points has a deviation of 0.42 σ, and its extremes over 2,000 independent windows lie 6.6 of
-    those apart: 2.8 σ."""
+    those apart: 2.8 σ. The noise of a run lost from its first steps on is no excuse: see ``window``."""
     patience: int = 20
     """Points for which the gap to the best must stay above the margin without recovering. Points and not steps: each
     is one piece of evidence, whatever the interval. Stable curves spend 16 there at most. A run that steps up is told
@@ -50,6 +50,7 @@ class DetectorConfig:
     """Loss that a run must get below to have learned anything: the corpus's unigram entropy. None: not judged."""
     window: int = 64
     """Points that the noise is estimated from, and for which a spike waits for its old level before taking the new.
+    A run was lost in its grace steps if fewer than one loss in as many has come back since, a chance of 1 in 65.
     The relative standard error of a median of 64 absolute values is 15%. With 32, false alarms come near the weakest
     spikes, and with 96 or more the spikes of the first hundred points are lost."""
     baseline: int = 20

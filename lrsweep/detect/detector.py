@@ -21,11 +21,13 @@ class DivergenceDetector:
     """Judges one training run from its loss, point by point, in plain Python.
 
     Points may be any number of steps apart. Losses in nats; adding a constant to all of them changes no decision, so
-    negative ones are as good as others. A loss of None was not logged and changes nothing. A loss that is NaN,
-    infinite or beyond float32 is non-finite: ``nonfinite_points`` of them in a row are the verdict ``nonfinite``, and
-    fewer, once a finite loss follows, leave no trace: every later decision is the one made without them. A gradient
-    norm that is not positive and finite was not logged. Verdicts ``diverged`` and ``nonfinite`` are final, and what
-    comes after them is not looked at.
+    negative ones are as good as others; but a first loss of exactly 0 is no level, as trainers print it before there
+    is one. A loss of None was not logged and changes nothing. A loss that is NaN, infinite or beyond float32 is
+    non-finite: ``nonfinite_points`` of them in a row are the verdict ``nonfinite``, and fewer, once a finite loss
+    follows, leave no trace: every later decision is the one made without them. A gradient norm that is not positive
+    and finite was not logged. A step that goes back to before the run's best is a run put back to an earlier state:
+    level and noise are found anew from there. Verdicts ``diverged`` and ``nonfinite`` are final, and what comes after
+    them is not looked at.
     """
 
     def __init__(self, config: DetectorConfig | None = None) -> None:
@@ -44,7 +46,7 @@ class DivergenceDetector:
 
     @property
     def events(self) -> tuple[Event, ...]:
-        """Outliers and spikes so far, in the order of their onsets; a spike that still lasts has no end."""
+        """Outliers and spikes so far, in the order in which they came; a spike that still lasts has no end."""
         return self._spikes.events
 
     def update(
@@ -62,7 +64,7 @@ class DivergenceDetector:
         if loss is None or self._verdict.unstable:
             return self._verdict
         step, loss = int(step), float(loss)
-        self._last_step = step
+        before, self._last_step = self._last_step, step
         if not abs(loss) <= LARGEST_LOSS:
             self._nonfinite_onset = self._nonfinite_onset if self._nonfinite else step
             self._nonfinite += 1
@@ -70,6 +72,9 @@ class DivergenceDetector:
                 self._verdict = self._nonfinite_verdict()
             return self._verdict
         self._nonfinite = 0
+        if self._level.undone_by(step):
+            self._level = Level(self.config)
+            self._spikes.begin_anew(before)
         self._spikes.update(step, loss, None if grad_norm is None else float(grad_norm))
         self._verdict = self._level.update(step, loss) or self._verdict
         return self._verdict

@@ -11,6 +11,8 @@ from lrsweep.detect.robust import median, noise
 
 SHORTEST = 3
 """Points of the shortest median: the fewest that outvote one outlier."""
+NOT_YET = 0.0
+"""What trainers print as the first loss where there was none yet; a model that knows nothing has another."""
 
 
 class Level:
@@ -20,6 +22,11 @@ class Level:
     noise. Whenever the gap has come down to ``recovery`` of the height at which patience began, patience begins anew
     from there: a decay of any size is waited for as long as it keeps that pace; a rise, a plateau or a decay that
     stops is not. Patience ends when it has lasted ``patience`` points and ``patience_share`` of the steps watched.
+
+    Of a run that is lost from its first steps on, all the noise that is known is the lost run's own, and no excuse. So
+    where the best dates from the grace steps, and of the losses after them fewer than one in ``window`` came back to
+    it, the line is the margin. Were the best a draw like all the others, it would lie below all n of them with
+    probability 1/(n + 1), whatever their law.
     """
 
     def __init__(self, config: DetectorConfig) -> None:
@@ -36,11 +43,21 @@ class Level:
         self._rung = 0.0  # gap from which recovery is measured; below the peak once the excursion recovers
         self._rung_step = 0  # step of that rung
         self._points = 0  # points since that rung; 0 while no excursion is open
+        self._later = 0  # losses after the grace steps
+        self._near = 0  # of these, the ones no more than the margin above the best
 
     @property
     def best(self) -> float | None:
         """Lowest smoothed loss so far; None before there is one."""
         return self._best
+
+    def undone_by(self, step: int) -> bool:
+        """Whether a point at ``step`` takes the run back to before its best, by more than points logged out of order.
+
+        Not while a gap is open: a run that broke and was put back has to show that it is well again.
+        """
+        behind = self._best is not None and step < self._best_step
+        return behind and self._line is None and step < min(self._steps[-self._config.smooth :])
 
     def update(self, step: int, loss: float) -> Verdict | None:
         """Takes one finite loss; a verdict once the run has diverged."""
@@ -59,16 +76,20 @@ class Level:
             self._best, self._best_step = self._best_of_all(points)
         elif self._best is None or self._level < self._best:
             self._best, self._best_step = self._level, step
+        if step >= config.grace_steps:
+            self._later += 1
+            self._near += loss - self._best <= config.margin
         gap = self._level - self._best
         if gap <= config.margin:
             self._line, self._points = None, 0
             return None
         self._line = self._lowered_line()
-        if gap <= self._line or step < config.grace_steps:
+        if gap <= self._line_now() or step < config.grace_steps:
             self._points = 0
             return None
         if not self._points:
-            self._peak, self._onset = 0.0, self._first_above(self._best, self._line)
+            self._peak = 0.0
+            self._onset = self._best_step if self._lost_from_start() else self._first_above(self._best)
         if gap > self._peak:
             self._peak = self._rung = gap
         elif gap <= config.recovery * self._rung:
@@ -86,9 +107,8 @@ class Level:
         if self._points < max(1, len(self._losses) // 4):
             return None
         assert self._best is not None
-        assert self._line is not None
         coming_back = self._level - self._best < self._rung < self._peak
-        if coming_back or self._losses[-1] - self._best <= self._line:
+        if coming_back or self._losses[-1] - self._best <= self._line_now():
             return None
         return self._diverged(", where the run ended")
 
@@ -111,7 +131,7 @@ class Level:
         """
         ends = range(min(points, len(self._losses)), len(self._losses) + 1)
         levels = [(median(self._losses[max(0, end - points) : end]), self._steps[end - 1]) for end in ends]
-        if self._steps[0] < self._config.grace_steps:
+        if self._steps[0] < self._config.grace_steps and self._losses[0] != NOT_YET:
             levels.append((self._losses[0], self._steps[0]))
         return min(levels)
 
@@ -121,7 +141,20 @@ class Level:
         line = max(self._config.margin, self._config.margin_sigmas * noise(self._losses) if enough else 0.0)
         return line if self._line is None or len(self._losses) <= MIN_HISTORY else min(line, self._line)
 
-    def _first_above(self, best: float, line: float) -> int:
+    def _line_now(self) -> float:
+        """The line, or the margin where the run was lost from its start."""
+        assert self._line is not None
+        return self._config.margin if self._lost_from_start() else self._line
+
+    def _lost_from_start(self) -> bool:
+        config = self._config
+        # The first patience is waited for as the excursion that this opens, so a window has passed when it is told.
+        long = self._later > config.window - config.patience
+        return long and self._best_step < config.grace_steps and self._near * config.window < self._later
+
+    def _first_above(self, best: float) -> int:
+        assert self._line is not None
+        line = self._line
         recent = zip(self._steps[-self._config.smooth :], self._losses[-self._config.smooth :], strict=True)
         return next(step for step, loss in recent if loss - best > line)  # the smoothed loss is one of them
 
@@ -149,6 +182,8 @@ class Level:
             "rung": self._rung,
             "rung_step": self._rung_step,
             "points": self._points,
+            "later": self._later,
+            "near": self._near,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ class Scan:
     verdict: Verdict
     """The final verdict."""
     events: tuple[Event, ...]
-    """Outliers and spikes up to the verdict, in the order of their onsets."""
+    """Outliers and spikes up to the verdict, in the order in which they came."""
 
     @property
     def spikes(self) -> tuple[Event, ...]:

@@ -57,7 +57,7 @@ class Spikes:
 
     @property
     def events(self) -> tuple[Event, ...]:
-        """Events in the order of their onsets; the last may be a spike that still lasts."""
+        """Events in the order in which they came; the last may be a spike that still lasts."""
         episode = self._episode
         if episode is None or not self._is_spike(episode):
             return tuple(self._closed)
@@ -92,6 +92,12 @@ class Spikes:
             self._close(step)
             self._losses.clear()
             self._rises.clear()
+
+    def begin_anew(self, step: int) -> None:
+        """Forgets all losses and norms, as of a run put back after ``step`` to an earlier state, but not the events."""
+        self._close(step)
+        for past in (self._losses, self._rises, self._log_norms):
+            past.clear()
 
     def _candidate(self, step: int, base: float, rise: float, *, certain: bool) -> _Episode | None:
         """The episode that this point opens; ``certain`` if the gradient norm alone says so."""

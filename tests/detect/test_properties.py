@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lrsweep.detect import DetectorConfig, DivergenceDetector, scan
@@ -99,6 +99,7 @@ def test_a_constant_added_to_all_losses_changes_no_decision(data, losses, consta
     no_stall = replace(SMALL, stall_level=None)
     steps = range(len(losses))
     moved = [loss + constant for loss in losses]
+    assume(moved[0] != 0)  # which is no loss yet
     assert outcome(scan(steps, losses, norms, no_stall)) == outcome(scan(steps, moved, norms, no_stall))
 
 
@@ -128,6 +129,28 @@ def test_the_interval_between_points_scales_the_steps_of_all_decisions(data, los
     assert (sparse.verdict.onset, sparse.verdict.step) == (scaled(dense.verdict.onset), scaled(dense.verdict.step))
     times = [(event.kind, scaled(event.onset), scaled(event.peak), scaled(event.end)) for event in dense.events]
     assert times == [(event.kind, event.onset, event.peak, event.end) for event in sparse.events]
+
+
+@given(st.data(), CURVES, st.integers(20, 40))
+@settings(deadline=None)
+def test_a_run_put_back_to_its_start_is_judged_as_a_new_one(data, losses, before):
+    norms = with_norms(data, losses) or [None] * len(losses)
+    again, fresh = DivergenceDetector(SMALL), DivergenceDetector(SMALL)
+    for step in range(before):
+        again.update(step, 20.0 - step / 64)
+    for step, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
+        assert again.update(step, loss, norm) == fresh.update(step, loss, norm)
+    assert (again.finish(), again.events) == (fresh.finish(), fresh.events)
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 200)), max_size=80))
+@settings(deadline=None)
+def test_steps_in_any_order_raise_nothing(points):
+    detector = DivergenceDetector(SMALL)
+    for step, loss in points:
+        detector.update(step, loss / 64)
+        json.dumps(detector.state_dict(), allow_nan=False)
+    detector.finish()
 
 
 @given(CURVES)
