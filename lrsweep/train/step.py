@@ -22,6 +22,7 @@ from lrsweep.config import Body, ModelShape, TrainConfig, TrialSpec
 from lrsweep.model import GPT, Probe, init_weights, next_token_loss
 from lrsweep.schemes import Scheme
 from lrsweep.train.optimizers import OPTIMIZERS, Optimizer, groups_of
+from lrsweep.train.ranks import Ranks
 
 SCALARS = ("loss", "grad_norm", "update_norm", "log_z", "skipped")
 """Per-step statistics: training loss (nats), gradient norm before the clip, ‖Δθ‖/‖θ‖, mean log Z, 1 if guarded."""
@@ -70,15 +71,19 @@ class Engine:
     Args:
         key: what to build.
         capture: compile the blocks and capture the step in a CUDA graph; None: on a GPU.
+        ranks: the processes that share each batch, all of which call the same methods with the same arguments.
     """
 
-    def __init__(self, key: EngineKey, *, capture: bool | None = None) -> None:
+    def __init__(self, key: EngineKey, *, capture: bool | None = None, ranks: Ranks | None = None) -> None:
         self.key = key
+        self._ranks = ranks
+        self._rows = slice(None) if ranks is None else ranks.share(key.train.batch_size)
         self.device = torch.device(key.device)
         self._capture = self.device.type == "cuda" if capture is None else capture
         with self.device:
             self.model = GPT(key.scheme, key.body, key.shape)
-            interval, batch, seq = key.train.report_every, key.train.batch_size, key.shape.seq_len
+            interval, seq = key.train.report_every, key.shape.seq_len
+            batch = len(range(key.train.batch_size)[self._rows])
             self._batches_RxBxT = torch.zeros(interval, batch, seq + 1, dtype=torch.int32)
             self._lrs_R = torch.zeros(interval)
             self._position = torch.zeros(1, dtype=torch.int64)
@@ -88,6 +93,8 @@ class Engine:
             self._before = [torch.empty_like(p) for p in self.model.parameters()]
         self.stat_names = self.model.stat_names
         self._parameters: list[Tensor] = list(self.model.parameters())
+        if ranks is not None:
+            ranks.watch(self._parameters, [list(block.parameters()) for block in self.model.blocks])
         groups = groups_of(self.model, key.train, key.weight_decay)
         self._optimizer: Optimizer = OPTIMIZERS[key.train.optimizer](groups, key.train, self._lr)
         self._graphs: dict[Probe, torch.cuda.CUDAGraph] = {}
@@ -126,8 +133,13 @@ class Engine:
         with self._autocast():
             x_BxTxD, layers_NxS = self.model.hidden(window_BxT[:, :-1], probe)
             objective, loss, log_z = self._loss(x_BxTxD, window_BxT[:, 1:], self.key.train.z_loss)
+        if self._ranks is not None:
+            objective = objective / self._ranks.size
         objective.backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
+            if self._ranks is not None:
+                means = (objective, loss / self._ranks.size, log_z / self._ranks.size)
+                (objective, loss, log_z), layers_NxS = self._pooled(self._ranks, means, layers_NxS)
             grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
             finite = torch.isfinite(objective) & torch.isfinite(grad_norm)
             torch._foreach_copy_(self._before, self._parameters)
@@ -144,6 +156,22 @@ class Engine:
             if probe != Probe.OFF:
                 self._layers_RxNxS.index_copy_(0, position, layers_NxS[None])
             position += 1
+
+    def _pooled(self, ranks: Ranks, means: Sequence[Tensor], layers_NxS: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Gradients summed over ranks; ``means`` of the shares and their statistics as those of the whole batch."""
+        ranks.finish()
+        summed = torch.stack([mean.detach() for mean in means])
+        ranks.sum_(summed)
+        for name, buffer in self.model.named_buffers():
+            if name.endswith("head_max"):
+                ranks.max_(buffer)
+        if layers_NxS.numel():
+            largest_NxS, squares_NxS = layers_NxS.clone(), layers_NxS.square() / ranks.size
+            ranks.max_(largest_NxS)
+            ranks.sum_(squares_NxS)
+            pooled = (squares_NxS.sqrt() if "rms" in stat else largest_NxS for _, stat in self.stat_names)
+            layers_NxS = torch.stack([values_NxS[:, i] for i, values_NxS in enumerate(pooled)], dim=1)
+        return list(summed), layers_NxS
 
     def _prepare(self, probe: Probe) -> None:
         """Capture the step for ``probe`` on the batch at hand; what the steps on the way change is put back."""
@@ -192,7 +220,7 @@ class Engine:
         """
         n = len(lrs)
         assert n == len(probes) == len(batches_RxBxT)
-        self._batches_RxBxT[:n].copy_(torch.from_numpy(batches_RxBxT.astype(np.int32)))
+        self._batches_RxBxT[:n].copy_(torch.from_numpy(batches_RxBxT[:, self._rows].astype(np.int32)))
         self._lrs_R[:n].copy_(torch.tensor(lrs))
         if self._capture:
             self._capture_missing(probes)
