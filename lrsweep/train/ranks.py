@@ -81,7 +81,7 @@ class Ranks:
 
     def leave(self) -> None:
         """Part from the others."""
-        self._unwatch()
+        self.unwatch()
         dist.destroy_process_group()
 
     def share(self, n: int) -> slice:
@@ -96,7 +96,7 @@ class Ranks:
         While ``armed``, a bucket's travel as soon as it is complete, beside the rest of the backward; parameters in no
         bucket are one more. Call :meth:`finish` after the backward. Gradients must be dense and of one dtype a bucket.
         """
-        self._unwatch()
+        self.unwatch()
         bucketed = {id(parameter) for bucket in buckets for parameter in bucket}
         rest = [parameter for parameter in parameters if id(parameter) not in bucketed]
         self._buckets = [_Bucket(list(each), len(each)) for each in (*buckets, rest) if each]
@@ -105,7 +105,8 @@ class Ranks:
                 hook = partial(self._arrived, bucket)
                 self._hooks.append(parameter.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
 
-    def _unwatch(self) -> None:
+    def unwatch(self) -> None:
+        """Let go of the parameters that are watched."""
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._buckets = [], []
