@@ -12,7 +12,6 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import ray
@@ -55,6 +54,7 @@ class Lead:
     def __init__(self, size: int, specs: dict[str, TrialSpec], corpora: dict[str, Corpus], store: ResultStore) -> None:
         self._store = store
         self._over = threading.Event()
+        self._unfinished: TrialSpec | None = None
         device = next(iter(specs.values())).device
         group = get_current_placement_group()
         assert group is not None
@@ -64,16 +64,20 @@ class Lead:
             for rank in range(1, size)
         }
         address, port = ray.util.get_node_ip_address(), _free_port()  # type: ignore[no-untyped-call]
-        self._hear({rank: p.join.remote(rank, size, address, port, device) for rank, p in self._peers.items()})
+        self._listen_to({rank: p.join.remote(rank, size, address, port, device) for rank, p in self._peers.items()})
         self._runner = TrialRunner(corpora, store, Ranks.join(0, size, address, port, torch.device(device)))
 
     def run(self, spec: TrialSpec) -> Iterator[Progress]:
         """Train ``spec``; an error of this rank ends it with the verdict ``error``, and these ranks with it."""
         if self._over.is_set():
             raise RuntimeError("an error parted the ranks; Tune starts others")
-        self._hear({rank: peer.train.remote(spec.trial) for rank, peer in self._peers.items()}, spec)
+        self._unfinished = spec
+        self._listen_to({rank: peer.train.remote(spec.trial) for rank, peer in self._peers.items()})
         try:
-            yield from self._runner.train(spec)
+            for progress in self._runner.train(spec):
+                if progress.row is not None:
+                    self._unfinished = None
+                yield progress
         except Exception as error:
             time.sleep(_SETTLE_S)
             self.dismiss()
@@ -85,11 +89,11 @@ class Lead:
         for peer in self._peers.values():
             ray.kill(peer)
 
-    def _hear(self, calls: dict[int, Any], spec: TrialSpec | None = None) -> None:
-        threading.Thread(target=partial(self._listen, calls, spec), daemon=True).start()
+    def _listen_to(self, calls: dict[int, Any]) -> None:
+        threading.Thread(target=self._listen, args=(calls,), daemon=True).start()
 
-    def _listen(self, calls: dict[int, Any], spec: TrialSpec | None) -> None:
-        """Wait until all peers' ``calls`` have returned; where one has not, record why and end this process."""
+    def _listen(self, calls: dict[int, Any]) -> None:
+        """Wait until all peers' ``calls`` have returned; where one has failed, record why and end this process."""
         rank_of = {call: rank for rank, call in calls.items()}
         while rank_of:
             (call,), _ = ray.wait(list(rank_of), num_returns=1)
@@ -103,9 +107,9 @@ class Lead:
             else:
                 continue
             if not self._over.wait(wait_s):
-                if spec is not None:
+                if self._unfinished is not None:
                     who = f"rank {rank} of {len(self._peers) + 1}, peer of process {os.getpid()}"
-                    record_error(spec, self._store, f"{who}: {reason}")
+                    record_error(self._unfinished, self._store, f"{who}: {reason}")
                 os._exit(1)
 
 

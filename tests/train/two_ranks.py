@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from collections.abc import Sequence
@@ -84,9 +85,12 @@ def gradients(ranks: Ranks, micro_batches: int, buckets: bool, capture: bool) ->
         assert [bucket.work is not None for bucket in ranks._buckets] == ([True, False, True] if buckets else [False])
         ranks.finish()
 
-    for _ in range(2):
-        backward()
+    # On a GPU as a capture wants it: a stream of its own, where nothing has run before.
+    with torch.cuda.stream(torch.cuda.Stream()) if capture else contextlib.nullcontext():
+        for _ in range(2):
+            backward()
     if capture:
+        torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             backward()
