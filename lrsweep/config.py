@@ -355,6 +355,8 @@ class SweepConfig:
     """Where to train."""
     jobs: _Count = None
     """Trials at a time on this machine (on a GPU: on each GPU)."""
+    gpus_per_trial: Annotated[int, shown("N")] = 1
+    """GPUs that train one trial together, each on its share of every batch (on a CPU: processes of one thread)."""
     ray_address: _Text = None
     """Ray cluster to run on; default: a local one that ends with the sweep."""
     local: _Flag = False

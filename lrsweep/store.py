@@ -82,7 +82,7 @@ class TrialRow:
     wall_s: float
     """Seconds of training and evaluation."""
     device: str
-    """Device name, and threads on a CPU."""
+    """Device name, threads on a CPU, and how many where several train it together."""
     trial: str
     """Hash of the configuration that decides the trial's numbers."""
 

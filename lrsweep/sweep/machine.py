@@ -88,8 +88,8 @@ def command_line() -> str:
     return shlex.join(["lrsweep", *sys.argv[1:]])
 
 
-def memory_needed(spec: TrialSpec) -> int:
-    """Bytes that one trial needs, roughly and rather too many.
+def memory_needed(spec: TrialSpec, gpus_per_trial: int = 1) -> int:
+    """Bytes that each of the processes of one trial needs, roughly and rather too many.
 
     Parameters count 24 bytes: weight, gradient, two moments, the copy that gives the update norm, one to spare.
     Activations count what autograd keeps of a block and of the logits; scores that need it, their T × T matrices.
@@ -101,7 +101,7 @@ def memory_needed(spec: TrialSpec) -> int:
     with torch.device("meta"):
         n_params = GPT(spec.scheme, spec.body, spec.shape).n_params()
     shape, bytes_each = spec.shape, 4 if spec.train.precision == "fp32" else 2
-    tokens = spec.train.batch_size * shape.seq_len
+    tokens = spec.train.batch_size // gpus_per_trial * shape.seq_len
     materialised = spec.scheme.logit_cap is not None or spec.scheme.prob_clip is not None
     scores = 4 * shape.n_heads * shape.seq_len * 4 if materialised else 0
     activations = tokens * (shape.n_layers * (34 * shape.d_model * bytes_each + scores) + 3 * shape.vocab_size * 4)
@@ -112,15 +112,16 @@ _PROCESS_BYTES = 1 << 29
 """What a worker takes before it holds a model."""
 
 
-def check_memory(spec: TrialSpec, jobs: int) -> None:
-    """UserError if ``jobs`` such trials at a time need more memory than is free."""
+def check_memory(spec: TrialSpec, jobs: int, gpus_per_trial: int = 1) -> None:
+    """UserError if ``jobs`` such trials at a time need more memory than is free, on a GPU each of their GPUs."""
     import torch
 
     if spec.device == "cuda":
         free, where = min(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count())), "the GPU"
     else:
         free, where = psutil.virtual_memory().available, "this machine"
-    needed = jobs * (memory_needed(spec) + _PROCESS_BYTES)
+    n_processes = jobs if spec.device == "cuda" else jobs * gpus_per_trial
+    needed = n_processes * (memory_needed(spec, gpus_per_trial) + _PROCESS_BYTES)
     if needed > free:
         raise UserError(
             f"--size {spec.size}: {jobs} trial(s) at a time need about {needed / 2**30:.1f} GiB, {where} has "

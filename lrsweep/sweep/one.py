@@ -18,6 +18,8 @@ from lrsweep.train import run_trial
 
 def train_one(config: SweepConfig, seed: int, console: Console) -> int:
     """Train the one trial that ``config`` and ``seed`` name, recorded if ``--out`` is given; returns the exit code."""
+    if config.gpus_per_trial > 1:
+        raise UserError(f"train runs in this process, --gpus-per-trial {config.gpus_per_trial} needs Ray; use sweep")
     plan = make_plan(replace(config, seeds=seed + 1))
     specs = [spec for spec in plan.specs if spec.seed == seed]
     if len(specs) != 1:

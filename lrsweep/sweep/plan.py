@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -75,6 +76,28 @@ def resolve_device(wanted: str) -> Device:
     return "cuda" if available and wanted != "cpu" else "cpu"
 
 
+def check_gpus_per_trial(config: SweepConfig, device: Device, batch_sizes: Iterable[int]) -> None:
+    """UserError if ``config`` cannot train a trial on that many GPUs, or share batches of these sizes among them."""
+    import torch
+
+    n = config.gpus_per_trial
+    if n < 1:
+        raise UserError(f"--gpus-per-trial must be at least 1, got {n}")
+    if n == 1:
+        return
+    if config.local:
+        raise UserError(f"--gpus-per-trial {n} needs Ray; leave out --local")
+    for batch_size in batch_sizes:
+        if batch_size % n:
+            raise UserError(f"--gpus-per-trial {n} does not divide --batch-size {batch_size}; change one of them")
+    if device == "cpu":
+        return
+    if config.jobs is not None and config.jobs > 1:
+        raise UserError(f"--gpus-per-trial {n} takes whole GPUs, --jobs {config.jobs} shares them; leave out --jobs")
+    if config.ray_address is None and n > (n_gpus := torch.cuda.device_count()):
+        raise UserError(f"--gpus-per-trial {n}: this machine has {n_gpus}; lower it, or name a cluster: --ray-address")
+
+
 def find_schemes(names: tuple[str, ...]) -> tuple[Scheme, ...]:
     """The schemes of these names, each once, ``all`` being every registered one."""
     if not names:
@@ -139,6 +162,7 @@ def make_plan(config: SweepConfig) -> Plan:
     for size in sizes:
         given = {n: getattr(config, n) for n in TRAIN_FLAGS if getattr(config, n) is not None}
         trains = {scheme.name: train_config(scheme, size, given, device) for scheme in schemes}
+        check_gpus_per_trial(config, device, {train.batch_size for train in trains.values()})
         train = trains[schemes[0].name]
         corpus = _load(size, config, train.batch_size, train.heldout_tokens)
         data = DataConfig(

@@ -15,6 +15,7 @@ from lrsweep.config import TrialSpec
 from lrsweep.corpus import Corpus
 from lrsweep.store import ResultStore
 from lrsweep.sweep.local import TrialRunner
+from lrsweep.sweep.ray_ranks import Lead
 from lrsweep.train import Progress
 
 
@@ -22,10 +23,15 @@ class Actor(tune.Trainable):
     """A worker that runs one trial after another, so that a compiled step is used again; a step is an interval."""
 
     def setup(  # type: ignore[override]
-        self, config: dict[str, str], specs: dict[str, TrialSpec], corpora: dict[str, Corpus], root: Path
+        self,
+        config: dict[str, str],
+        specs: dict[str, TrialSpec],
+        corpora: dict[str, Corpus],
+        root: Path,
+        together: int,
     ) -> None:
-        self._specs = specs
-        self._runner = TrialRunner(corpora, ResultStore(root))
+        self._specs, store = specs, ResultStore(root)
+        self._runner = TrialRunner(corpora, store) if together == 1 else Lead(together, specs, corpora, store)
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, str]) -> bool:
@@ -35,6 +41,10 @@ class Actor(tune.Trainable):
     def step(self) -> dict[str, Any]:
         progress = next(self._reports)
         return {"progress": progress, "done": progress.row is not None}
+
+    def cleanup(self) -> None:
+        if isinstance(self._runner, Lead):
+            self._runner.dismiss()
 
 
 class Reporter(tune.Callback):

@@ -7,6 +7,8 @@ import os
 import signal
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from lrsweep.config import TrialSpec
 from lrsweep.corpus import Corpus
@@ -31,22 +33,48 @@ _RETRIES = 2
 """How often a trial whose worker was lost is started again."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workers:
+    """Where trials run, and how many at a time."""
+
+    device: str
+    """``cpu`` or ``cuda``."""
+    jobs: int = 1
+    """Trials at a time; on a GPU, on each."""
+    together: int = 1
+    """Processes that train one trial together, with a GPU or a core each."""
+    address: str | None = None
+    """The cluster; None: a local Ray."""
+
+    def resources(self) -> Any:
+        """What Tune reserves for one trial: the processes of one as near to each other as the cluster has room."""
+        from ray import tune
+
+        if self.together == 1:
+            return {"cpu": 1.0} if self.device == "cpu" else {"cpu": 1.0, "gpu": 1 / self.jobs}
+        each = {"CPU": 1.0} if self.device == "cpu" else {"CPU": 1.0, "GPU": 1.0}
+        return tune.PlacementGroupFactory([each] * self.together, strategy="PACK")
+
+    def local_cpus(self) -> int:
+        """CPUs that a local Ray is told of."""
+        if self.device == "cpu":
+            return self.jobs * self.together
+        return max(self.jobs * _n_gpus(), os.cpu_count() or 1)
+
+
 def run_ray(
     specs: Sequence[TrialSpec],
     corpora: dict[str, Corpus],
     store: ResultStore,
     on_progress: OnProgress,
-    *,
-    jobs: int,
-    device: str,
-    address: str | None = None,
+    workers: Workers,
 ) -> None:
-    """Run ``specs``, ``jobs`` at a time (on a GPU: on each GPU), and call ``on_progress`` in this process.
+    """Run ``specs`` on ``workers``, and call ``on_progress`` in this process.
 
     A local Ray is started and stopped again, also when an exception (Ctrl-C among them) passes through.
 
     Raises:
-        UserError: no cluster answers at ``address``.
+        UserError: no cluster answers at the address.
     """
     os.environ.update(_QUIET)
     import ray
@@ -55,20 +83,23 @@ def run_ray(
     from lrsweep.sweep.ray_actor import Actor, Reporter
 
     by_id = {spec.trial: spec for spec in specs}
+    address, before = workers.address, store.rows()
 
     def on_lost(trial: str) -> None:
-        reason = f"its worker was lost {_RETRIES + 1} times (out of memory, or killed)"
+        why = "out of memory, or killed"
+        if (row := store.rows().get(trial)) and not (trial in before and before[trial].reason == row.reason):
+            why = row.reason  # a rank said whom it lost before it went
+        reason = f"its worker was lost {_RETRIES + 1} times ({why})"
         on_progress(by_id[trial], record_error(by_id[trial], store, reason))
 
     reporter = Reporter(lambda trial, progress: on_progress(by_id[trial], progress), on_lost)
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    cpus = None if address else (jobs if device == "cpu" else max(jobs * _n_gpus(), os.cpu_count() or 1))
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=address or "local",
-            num_cpus=cpus,
+            num_cpus=None if address else workers.local_cpus(),
             include_dashboard=None if address else False,
             log_to_driver=False,
             logging_level=logging.ERROR,
@@ -80,10 +111,11 @@ def run_ray(
         # Ray's core has put a handler of its own in place, which aborts.
         signal.signal(signal.SIGTERM, on_terminate)
         with tempfile.TemporaryDirectory(prefix="lrsweep-ray-") as storage:
-            resources = {"cpu": 1.0} if device == "cpu" else {"cpu": 1.0, "gpu": 1 / jobs}
-            trainable = tune.with_parameters(Actor, specs=by_id, corpora=corpora, root=store.root)
+            trainable = tune.with_parameters(
+                Actor, specs=by_id, corpora=corpora, root=store.root, together=workers.together
+            )
             tune.Tuner(
-                tune.with_resources(trainable, resources),
+                tune.with_resources(trainable, workers.resources()),
                 param_space={"trial": tune.grid_search(list(by_id))},
                 tune_config=tune.TuneConfig(reuse_actors=True),
                 run_config=tune.RunConfig(

@@ -14,7 +14,6 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -29,9 +28,7 @@ from lrsweep.model.linear import Linear
 from lrsweep.model.moments import Moments
 from lrsweep.schemes import Scheme
 from lrsweep.train.optimizers import OPTIMIZERS, Optimizer, groups_of, on_gpu
-
-if TYPE_CHECKING:
-    from lrsweep.train.ranks import Ranks
+from lrsweep.train.ranks import Ranks
 
 SCALARS = ("loss", "grad_norm", "update_norm", "log_z", "skipped")
 """Per-step statistics: training loss (nats), gradient norm before the clip, ‖Δθ‖/‖θ‖, mean log Z, 1 if guarded."""
@@ -138,7 +135,6 @@ class Engine:
                 parameter.grad = torch.zeros_like(parameter)
         self._clear()
         if ranks is not None:
-            # Those outside the blocks may get their gradient in parts, so they wait for the end.
             ranks.watch(self._parameters, [list(block.parameters()) for block in self.model.blocks])
         self._loss_sums: Callable[[Tensor, Tensor, Tensor, float], Sums] = self.model.loss_sums
         if self._capture if compiled is None else compiled:
@@ -196,7 +192,12 @@ class Engine:
     def _chunks(self, n_tokens: int) -> int:
         return -(-n_tokens * self.key.shape.vocab_size // MAX_LOGITS)
 
-    def _forward_backward(self, probe: ProbeLevel) -> tuple[Tensor, list[Seen]]:
+    def _arm(self, complete: bool) -> None:
+        """Say whether the next backward completes the gradients, so that other ranks may have them as they come."""
+        if self._ranks is not None:
+            self._ranks.armed = complete
+
+    def _forward_backward(self, probe: ProbeLevel, last: bool) -> tuple[Tensor, list[Seen]]:
         """Gradients of one micro-batch, added to those at hand; sums over its tokens (3), and what its blocks keep."""
         window_BxT = self._windows_RMxBxT.index_select(0, self._window)[0].long()
         self._window += 1
@@ -209,17 +210,21 @@ class Engine:
             if chunks == 1:
                 sums = self._loss_sums(x_BxTxD, head_VxD, targets_BxT, self.key.train.z_loss)
         if chunks == 1:
+            self._arm(last)
             (sums[0] * per_token).backward()  # type: ignore[no-untyped-call]
             return torch.stack([s.detach() for s in sums]) * per_token, seen
-        return self._by_chunks(x_BxTxD, head_VxD, targets_BxT, chunks, per_token), seen
+        self._arm(False)  # What lies behind the stream gets a part of its gradient with each chunk.
+        total, *gradients = self._by_chunks(x_BxTxD, head_VxD, targets_BxT, chunks, per_token)
+        self._arm(last)
+        torch.autograd.backward([x_BxTxD, head_VxD], gradients)
+        return total, seen
 
     def _by_chunks(
         self, x_BxTxD: Tensor, head_VxD: Tensor, targets_BxT: Tensor, chunks: int, per_token: float
-    ) -> Tensor:
-        """Loss and backward with the logits of a part of the tokens in memory at a time.
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Sums of the loss, and its gradients on the stream and on the head's matrix, a part of the tokens at a time.
 
-        Each part goes back to the stream and to the head's matrix as soon as it has its loss, and the sum of that goes
-        back through the model: the logits are computed once, as without chunks.
+        Each part has its backward as soon as it has its loss: the logits are computed once, as without chunks.
         """
         x_MxD, head = x_BxTxD.flatten(0, 1).detach().requires_grad_(), head_VxD.detach().requires_grad_()
         totals = []
@@ -229,8 +234,8 @@ class Engine:
             (sums[0] * per_token).backward()  # type: ignore[no-untyped-call]
             totals.append(torch.stack([s.detach() for s in sums]) * per_token)
         assert x_MxD.grad is not None
-        torch.autograd.backward([x_BxTxD, head_VxD], [x_MxD.grad.view_as(x_BxTxD), head.grad])
-        return torch.stack(totals).sum(dim=0)
+        assert head.grad is not None
+        return torch.stack(totals).sum(dim=0), x_MxD.grad.view_as(x_BxTxD), head.grad
 
     @contextlib.contextmanager
     def _beside(self) -> Iterator[None]:
@@ -248,9 +253,7 @@ class Engine:
 
     def _step(self, probe: ProbeLevel, last: bool = True) -> None:
         """One micro-batch; with the ``last`` of a step, its update and statistics."""
-        if self._ranks is not None:
-            self._ranks.armed = last
-        sums, seen = self._forward_backward(probe)
+        sums, seen = self._forward_backward(probe, last)
         with torch.no_grad():
             # The products of queries and keys keep the tensor cores busy, the update only the memory.
             with self._beside():

@@ -15,6 +15,7 @@ from lrsweep.corpus import Corpus, batch_offsets, heldout_windows
 from lrsweep.detect import DetectorConfig, DivergenceDetector
 from lrsweep.model import ProbeLevel
 from lrsweep.store import ResultStore, TrialRow
+from lrsweep.train.ranks import Ranks
 from lrsweep.train.recorder import Recorder, lowest_smoothed
 from lrsweep.train.schedule import learning_rate
 from lrsweep.train.step import Engine, EngineKey
@@ -39,32 +40,40 @@ class Progress:
     """The trial's record, once it has ended."""
 
 
-def device_name(device: str) -> str:
-    """What ``trials.parquet`` calls the device."""
+def device_name(device: str, ranks: int = 1) -> str:
+    """What ``trials.parquet`` calls the device, or that many of them."""
+    times = f"{ranks} × " if ranks > 1 else ""
     if device == "cuda":
-        return torch.cuda.get_device_name()
-    return f"cpu, {CPU_THREADS} thread{'s' if CPU_THREADS > 1 else ''}"
+        return times + torch.cuda.get_device_name()
+    return f"cpu, {times}{CPU_THREADS} thread{'s' if CPU_THREADS > 1 else ''}"
 
 
 def run_trial(
-    spec: TrialSpec, corpus: Corpus, store: ResultStore | None = None, engine: Engine | None = None
+    spec: TrialSpec,
+    corpus: Corpus,
+    store: ResultStore | None = None,
+    engine: Engine | None = None,
+    ranks: Ranks | None = None,
 ) -> Iterator[Progress]:
     """Train ``spec`` an interval at a time; the last item carries the trial's row, written to ``store`` by then.
 
     A trial whose verdict becomes ``diverged`` or ``nonfinite`` ends there. Same spec, same device, same versions:
     bitwise the same losses.
 
+    Ranks that train it together all call this; what they see is the same on each, so they decide alike.
+
     Args:
         spec: what to train.
         corpus: the tokens that ``spec.data`` names.
         store: where to record; None: nowhere.
-        engine: a step built for ``EngineKey.of(spec)``, to save its construction.
+        engine: a step built for ``EngineKey.of(spec)`` and ``ranks``, to save its construction.
+        ranks: the processes that train it together; None: this one alone.
     """
     if spec.device == "cpu":
         torch.set_num_threads(CPU_THREADS)
     started = time.perf_counter()
     train, shape = spec.train, spec.shape
-    engine = engine or Engine(EngineKey.of(spec))
+    engine = engine or Engine(EngineKey.of(spec), ranks=ranks)
     engine.reset(spec.seed)
     offsets_NxB = batch_offsets(len(corpus.train_tokens), shape.seq_len, train.batch_size, train.steps, train.data_seed)
     heldout_WxT = heldout_windows(corpus, shape.seq_len, train.heldout_tokens)
@@ -110,7 +119,7 @@ def run_trial(
         spikes=sum(event.kind == "spike" for event in detector.events),
         logit_max=recorder.logit_max(),
         wall_s=time.perf_counter() - started,
-        device=device_name(spec.device),
+        device=device_name(spec.device, 1 if ranks is None else ranks.size),
         trial=spec.trial,
     )
     if store is not None:
