@@ -14,27 +14,27 @@ from lrsweep.bench.comparison import PEERS_ARCH, PEERS_BODY, Comparison, compare
 from lrsweep.bench.job import Job, JobError, System, Timing, run_job
 from lrsweep.bench.table import RATIO_NOTE, peers_note, peers_table, ratio_table, speed_table
 from lrsweep.config import find_body, find_size
-from lrsweep.errors import DONE, TRIAL_ERRORS, UserError
+from lrsweep.errors import DONE, INTERRUPTED, TRIAL_ERRORS, UserError
 from lrsweep.schemes import find
 from lrsweep.store import write_text
 from lrsweep.sweep.machine import command_line, hardware, versions
 from lrsweep.sweep.plan import DEFAULT_SIZE, Device, resolve_device
 
 _ROUNDS: dict[Device, int] = {"cpu": 60, "cuda": 20}
-"""A GPU's times scatter by a thousandth, a shared CPU's by some hundredths."""
+"""A shared CPU's times scatter by some hundredths; on a GPU a round of a large model takes seconds."""
 
 
 class Bench:
-    """The jobs of one call and what came of them."""
+    """The jobs of one call and what came of them; the file holds all of it at any time."""
 
-    def __init__(self, device: Device, rounds: int, console: Console) -> None:
+    def __init__(self, device: Device, rounds: int, out: Path | None, console: Console) -> None:
         self.timings: list[Timing] = []
         """lrsweep's, by size and scheme."""
         self.comparisons: list[Comparison] = []
         """One a size."""
         self.left_out: list[str] = []
         """A line for each model that could not be measured."""
-        self._device, self._rounds, self._console = device, rounds, console
+        self._device, self._rounds, self._out, self._console = device, rounds, out, console
 
     def measure(self, system: System, arch: str, body: str, size: str) -> Timing | None:
         """Measure one model; None and a line in ``left_out`` if it fails, as when it does not fit."""
@@ -51,13 +51,16 @@ class Bench:
         """Keep and print why a model is missing."""
         self.left_out.append(line)
         self._console.print(line, highlight=False, markup=False)
+        self.save()
 
     def add_scheme(self, arch: str, body: str, size: str) -> bool:
         """Measure lrsweep's step; whether that worked."""
         timing = self.measure("lrsweep", arch, body, size)
-        if timing is not None:
-            self.timings.append(timing)
-        return timing is not None
+        if timing is None:
+            return False
+        self.timings.append(timing)
+        self.save()
+        return True
 
     def add_comparison(self, peers: Sequence[System], size: str) -> None:
         """Measure the peers between two runs of lrsweep, the first of which may have been measured already."""
@@ -67,6 +70,7 @@ class Bench:
         found = [timing for peer in peers if (timing := self.measure(peer, *llama)) is not None]
         if before is not None and found and (after := self.measure("lrsweep", *llama)) is not None:
             self.comparisons.append(compare(before, found, after))
+            self.save()
 
     def print(self) -> None:
         """The tables."""
@@ -80,9 +84,11 @@ class Bench:
             self._console.print(peers_table(comparison))
             self._console.print(peers_note(comparison), highlight=False)
 
-    def record(self) -> dict[str, object]:
-        """All of it, and what it ran on."""
-        return {
+    def save(self) -> None:
+        """Write what there is, and what it ran on, if there is a file to write."""
+        if self._out is None:
+            return
+        found = {
             "command": command_line(),
             "hardware": hardware(),
             "versions": versions(),
@@ -91,15 +97,17 @@ class Bench:
             "peers": [asdict(comparison) for comparison in self.comparisons],
             "left_out": self.left_out,
         }
+        write_text(self._out, json.dumps(found, indent=2) + "\n")
 
 
 def run_bench(
     archs: Sequence[str], body: str, sizes: Sequence[str], *, rounds: int | None, peers: bool, out: Path | None
 ) -> int:
-    """Measure every scheme at every size, print the tables, save them if ``out`` is given; returns the exit code.
+    """Measure every scheme at every size, print the tables, save them in ``out``; returns the exit code.
 
     Raises:
-        UserError: a name that is not known, too few rounds, ``peers`` with a body that they do not have.
+        UserError: a name that is not known, too few rounds, ``peers`` with a body that they do not have, or an
+            ``out`` that cannot be written.
     """
     if not archs:
         raise UserError("--arch is empty; give at least one scheme, or leave the flag out")
@@ -115,19 +123,25 @@ def run_bench(
     known_sizes = [find_size(size).name for size in sizes]
     device = resolve_device("auto")
     console = Console(width=None if sys.stdout.isatty() else 1000)  # a line of a file or a pipe is not folded
-    bench = Bench(device, rounds or _ROUNDS[device], console)
+    bench = Bench(device, rounds or _ROUNDS[device], out, console)
+    try:
+        bench.save()
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror}; name a file that can be written") from None
     installed: list[System] = []
     if peers:
         installed, lines = installed_peers()
         for line in lines:
             bench.leave_out(line)
-    whole = True
-    for size in dict.fromkeys(known_sizes or [DEFAULT_SIZE[device]]):
-        for arch in dict.fromkeys(archs):
-            whole &= bench.add_scheme(arch, body, size)
-        if installed:
-            bench.add_comparison(installed, size)
+    code = DONE
+    try:
+        for size in dict.fromkeys(known_sizes or [DEFAULT_SIZE[device]]):
+            for arch in dict.fromkeys(archs):
+                if not bench.add_scheme(arch, body, size):
+                    code = TRIAL_ERRORS
+            if installed:
+                bench.add_comparison(installed, size)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
     bench.print()
-    if out is not None:
-        write_text(out, json.dumps(bench.record(), indent=2) + "\n")
-    return DONE if whole else TRIAL_ERRORS
+    return code
