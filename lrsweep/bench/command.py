@@ -25,7 +25,7 @@ _ROUNDS: dict[Device, int] = {"cpu": 60, "cuda": 20}
 
 
 class Bench:
-    """The jobs of one call and what came of them; the file holds all of it at any time."""
+    """The jobs of one call and what came of them."""
 
     def __init__(self, device: Device, rounds: int, out: Path | None, console: Console) -> None:
         self.timings: list[Timing] = []
@@ -51,26 +51,24 @@ class Bench:
         """Keep and print why a model is missing."""
         self.left_out.append(line)
         self._console.print(line, highlight=False, markup=False)
-        self.save()
 
     def add_scheme(self, arch: str, body: str, size: str) -> bool:
         """Measure lrsweep's step; whether that worked."""
         timing = self.measure("lrsweep", arch, body, size)
-        if timing is None:
-            return False
-        self.timings.append(timing)
-        self.save()
-        return True
+        if timing is not None:
+            self.timings.append(timing)
+        return timing is not None
 
     def add_comparison(self, peers: Sequence[System], size: str) -> None:
         """Measure the peers between two runs of lrsweep, the first of which may have been measured already."""
         llama = PEERS_ARCH, PEERS_BODY, size
         before = next((t for t in self.timings if (t.scheme, t.body, t.size) == llama), None)
         before = before or self.measure("lrsweep", *llama)
+        if before is None:
+            return
         found = [timing for peer in peers if (timing := self.measure(peer, *llama)) is not None]
-        if before is not None and found and (after := self.measure("lrsweep", *llama)) is not None:
+        if found and (after := self.measure("lrsweep", *llama)) is not None:
             self.comparisons.append(compare(before, found, after))
-            self.save()
 
     def print(self) -> None:
         """The tables."""
@@ -125,7 +123,9 @@ def run_bench(
     console = Console(width=None if sys.stdout.isatty() else 1000)  # a line of a file or a pipe is not folded
     bench = Bench(device, rounds or _ROUNDS[device], out, console)
     try:
-        bench.save()
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.touch()  # Found out now, not after the first model; what an older run left there stays until then.
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}; name a file that can be written") from None
     installed: list[System] = []
@@ -139,8 +139,10 @@ def run_bench(
             for arch in dict.fromkeys(archs):
                 if not bench.add_scheme(arch, body, size):
                     code = TRIAL_ERRORS
+                bench.save()
             if installed:
                 bench.add_comparison(installed, size)
+                bench.save()
     except KeyboardInterrupt:
         code = INTERRUPTED
     bench.print()
