@@ -71,7 +71,7 @@ format: $(VENV)/.test  ## format the code
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.run  ## cost of the probes, as ratios of paired runs
+bench: $(VENV)/.run  ## step, MFU, start-up, memory and the probes' cost here; ARGS="--help"
 	@$(BIN)/lrsweep bench $(ARGS)
 
 bench-probe: $(VENV)/.test  ## cost of a Probe in transformers' Llama

@@ -108,16 +108,21 @@ class Doctor:
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Measure the step and the cost of the probes, as ratios of paired runs."""
+    """Measure step time, tokens/s, MFU, start-up, memory and the cost of the probes, each model in its own process.
+
+    With --peers the same for the same Llama in litgpt and transformers.
+    """
 
     arch: Annotated[tuple[str, ...], shown("NAME [NAME ...]")] = ("preln", "qknorm_cap")
     """Schemes to time."""
     body: Annotated[str, shown("NAME")] = "gpt"
     """Transformer body."""
-    size: Annotated[str | None, shown("NAME")] = None
-    """Size preset; default 0.2m on a CPU, 10m on a GPU."""
-    rounds: Annotated[int, shown("N")] = 60
-    """Paired rounds; each runs every variant once."""
+    size: Annotated[tuple[str, ...], shown("NAME [NAME ...]")] = ()
+    """Size presets; default 0.2m on a CPU, 10m on a GPU."""
+    rounds: Annotated[int | None, shown("N")] = None
+    """Paired rounds, each of which runs every variant once; default 60 on a CPU, 20 on a GPU."""
+    peers: Annotated[bool, shown("")] = False
+    """Measure litgpt and transformers at the same shapes; needs --body llama."""
     out: Annotated[Path | None, shown("FILE.json")] = None
     """Where to save the figures, with hardware and versions."""
 
@@ -183,7 +188,14 @@ def _run(command: Command, argv: Sequence[str]) -> int:
         case Bench():
             from lrsweep.bench import run_bench
 
-            return run_bench(command.arch, command.body, command.size, rounds=command.rounds, out=command.out)
+            return run_bench(
+                command.arch,
+                command.body,
+                command.size,
+                rounds=command.rounds,
+                peers=command.peers,
+                out=command.out,
+            )
 
 
 def _settings(command: Sweep | Train, argv: Sequence[str]) -> SweepConfig:
