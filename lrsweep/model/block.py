@@ -39,10 +39,10 @@ SITES = ("qkv", "proj", "fc1", "fc2")
 class Seen(NamedTuple):
     """What a block keeps of its activations for :mod:`lrsweep.model.moments` to measure; empty where not asked for."""
 
-    heads: tuple[Tensor, ...]
-    """Squared L2 norms (B, T, H) of q, k and v as QKV gives them."""
-    tokens: tuple[Tensor, ...]
-    """Squared L2 norms (B, T) of the outputs of Proj, FC1 and FC2."""
+    qkv: tuple[Tensor, ...]
+    """Squared L2 norms (B, T, H) of the heads of q, k and v as QKV gives them."""
+    rest: tuple[Tensor, ...]
+    """Squared L2 norms (B, T, G) of groups of channels of the outputs of Proj, FC1 and FC2."""
     logits: tuple[Tensor, ...]
     """Queries and keys (B, H, T, K) as the score takes them."""
 
@@ -119,12 +119,12 @@ class Block(nn.Module):
         x_BxTxD = self.mlp_stream_norm(x_BxTxD)
         fc2, fc1 = self.mlp(self.mlp_norm(x_BxTxD))
         x_BxTxD = self.mlp_residual(x_BxTxD, self.fc2_norm(fc2))
-        heads: tuple[Tensor, ...] = ()
-        tokens: tuple[Tensor, ...] = ()
+        parts: tuple[Tensor, ...] = ()
+        rest: tuple[Tensor, ...] = ()
         logits: tuple[Tensor, ...] = ()
         if probe != ProbeLevel.OFF:
-            heads = tuple(token_squares(part) for part in qkv.parts)
-            tokens = token_squares(proj), token_squares(*fc1), token_squares(fc2)
+            parts = tuple(token_squares(part) for part in qkv.parts)
+            rest = token_squares(proj), token_squares(*fc1), token_squares(fc2)
         if probe == ProbeLevel.ALL or (self.clips_heads and self.training):
             logits = qkv.q_BxHxTxK.detach(), qkv.k_BxHxTxK.detach()
-        return x_BxTxD, Seen(heads, tokens, logits)
+        return x_BxTxD, Seen(parts, rest, logits)

@@ -42,13 +42,14 @@ def stat_names(cap: float | None) -> tuple[tuple[str, str], ...]:
 def moments_of(seen: Sequence[Seen], scale: float, cap: float | None) -> Moments | None:
     """The moments of a forward, None if it kept nothing; ``scale`` and ``cap`` are those of its scores."""
     n, n_logits = len(seen), 1 if cap is None else 2
-    if not (seen[0].tokens or seen[0].logits):
+    if not (seen[0].rest or seen[0].logits):
         return None
-    if seen[0].tokens:
-        heads = torch.stack([p.flatten(0, 1) for s in seen for p in s.heads])
-        tokens = torch.stack([p.flatten() for s in seen for p in s.tokens])
-        qkv_NxM = heads.view(n, -1, *heads.shape[1:]).sum(dim=(1, 3))
-        squares_NxSxM = torch.cat([qkv_NxM[:, None], tokens.view(n, -1, tokens.shape[1])], dim=1)
+    if seen[0].rest:
+        squares_SxNxM = [
+            _of_tokens([s.qkv for s in seen]),
+            *(_of_tokens([(s.rest[i],) for s in seen]) for i in range(3)),
+        ]
+        squares_NxSxM = torch.stack(squares_SxNxM, dim=1)
         site_sums, site_maxima = squares_NxSxM.sum(dim=-1), squares_NxSxM.amax(dim=-1)
     else:
         site_sums = site_maxima = seen[0].logits[0].new_full((n, len(SITES)), torch.nan, dtype=torch.float32)
@@ -60,6 +61,12 @@ def moments_of(seen: Sequence[Seen], scale: float, cap: float | None) -> Moments
     largest = heads_NxH.amax(dim=-1, keepdim=True)
     maxima = [site_maxima, largest] if cap is None else [site_maxima, largest, cap * torch.tanh(largest / cap)]
     return Moments(torch.cat([site_sums, logit_sums], dim=-1), torch.cat(maxima, dim=-1), heads_NxH)
+
+
+def _of_tokens(layers: Sequence[tuple[Tensor, ...]]) -> Tensor:
+    """Squared norms (N, M) of the M tokens from those of their groups, which each layer has in one or more parts."""
+    groups = torch.stack([part.flatten(0, 1) for parts in layers for part in parts])
+    return groups.view(len(layers), -1, *groups.shape[1:]).sum(dim=(1, 3))
 
 
 @torch.no_grad()

@@ -16,16 +16,25 @@ from torch import Tensor
 from lrsweep.probes import gpu_logits
 
 _ROWS = 128
+_GROUP = 256
 
 
 def token_squares(*parts: Tensor) -> Tensor:
-    """Sum of squares over the last axis, added up over all parts that a layer's output is held in.
+    """Sums of squares over heads or other groups of channels (B, T, G), whose sum is a token's squared L2 norm.
 
-    Of (B, T, F) the squared L2 norm of each token; of (B, T, H, K) that of each head, whose sum is the token's. In
-    fp32; a compiler puts it into the kernel that reads the part anyway.
+    Of (B, T, H, K) each head is a group; of (B, T, F) up to 256 channels are. In fp32, and of all parts that a layer's
+    output is held in, added up. A compiler puts it into the kernel that reads the part anyway; it keeps that kernel's
+    shape where the groups are small.
     """
-    squares = [at_least_fp32(part.detach()).square().sum(dim=-1) for part in parts]
+    squares = [_in_groups(at_least_fp32(part.detach())).square().sum(dim=-1) for part in parts]
     return sum(squares[1:], start=squares[0]).float()
+
+
+def _in_groups(x: Tensor) -> Tensor:
+    if x.ndim == 4:
+        return x
+    width = x.shape[-1]
+    return x.view(*x.shape[:-1], -1, _GROUP if width % _GROUP == 0 else width)
 
 
 def at_least_fp32(x: Tensor) -> Tensor:

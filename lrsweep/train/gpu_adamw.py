@@ -50,13 +50,6 @@ class Slot:
         return self.weight.grad if self.half is None else self.half.grad
 
 
-def _aligned(gradient: Tensor | None) -> Tensor:
-    """Contiguous, from a multiple of 16 bytes on, as every tensor is that has its memory to itself."""
-    assert gradient is not None
-    gradient = gradient.contiguous()
-    return gradient if gradient.data_ptr() % 16 == 0 else gradient.clone()
-
-
 class FusedAdamW:
     """The update of a fixed list of slots.
 
@@ -79,8 +72,14 @@ class FusedAdamW:
         self._chunk = min(65536, max(_BLOCK, triton.next_power_of_2(total // _PROGRAMS)))
         self._tables: dict[tuple[int, ...], Tensor] = {}
         self._spare: Tensor | None = None
-        self._captured: list[tuple[Tensor, NDArray[np.int64]]] = []
+        self._captured: list[tuple[tuple[int, ...], Tensor]] = []
         self._partial = torch.zeros(2, len(self._rows([0] * len(self._slots))), device=self._device)
+
+    def gradient_squares(self) -> Tensor:
+        """Sum of squares of all gradients."""
+        table = self._table(self._gradients())
+        _squares[(len(table),)](table, self._partial, HALF=self._has_half, BLOCK=_BLOCK, COLUMNS=_COLUMNS, num_warps=4)
+        return self._partial[0].sum()
 
     def step(self, rates: Tensor, finite: Tensor, divisor: Tensor) -> Tensor:
         """Update in place from the weights' gradients divided by ``divisor``; nothing at all unless ``finite``.
@@ -93,8 +92,7 @@ class FusedAdamW:
         Returns:
             ‖Δθ‖² and ‖θ‖² before the update.
         """
-        gradients = [_aligned(slot.gradient) for slot in self._slots]
-        table = self._table(gradients)
+        table = self._table(self._gradients())
         beta1, beta2 = self._betas
         _adamw[(len(table),)](
             table, self._decays, rates, self._steps, finite, divisor, self._partial,
@@ -102,18 +100,28 @@ class FusedAdamW:
         )  # fmt: skip
         return self._partial.sum(dim=1)
 
+    def _gradients(self) -> list[Tensor]:
+        for slot in self._slots:
+            holder = slot.weight if slot.half is None else slot.half
+            assert holder.grad is not None
+            # Contiguous and from a multiple of 16 bytes on, as every tensor is that has its memory to itself.
+            if not holder.grad.is_contiguous() or holder.grad.data_ptr() % 16:
+                holder.grad = holder.grad.clone(memory_format=torch.contiguous_format)
+        return [g for slot in self._slots if (g := slot.gradient) is not None]
+
     def settle(self) -> None:
         """Fill the tables that captured steps read: while one is captured, nothing can be copied to the device."""
-        for table, rows in self._captured:
-            table.copy_(torch.from_numpy(rows))
+        for addresses, table in self._captured:
+            table.copy_(torch.from_numpy(self._rows(addresses)))
 
     def _table(self, gradients: Sequence[Tensor]) -> Tensor:
         addresses = tuple(g.data_ptr() for g in gradients)
         if self._device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            assert self._spare is not None, "a step runs uncaptured before it is captured"
-            table, self._spare = self._spare, None
-            self._captured.append((table, self._rows(addresses)))
-            return table
+            if not self._captured or self._captured[-1][0] != addresses:
+                assert self._spare is not None, "a step runs uncaptured before it is captured"
+                self._captured.append((addresses, self._spare))
+                self._spare = None
+            return self._captured[-1][1]
         if addresses not in self._tables:
             if len(self._tables) > 8:  # An uncaptured run, whose gradients wander.
                 self._tables.clear()
@@ -160,6 +168,24 @@ if triton is not None:
             tl.store(halves, new.to(tl.bfloat16), mask=inside)
         change = tl.where(inside, new - old, 0.0)
         return moved + change * change, length + old * old
+
+    @triton.jit
+    def _squares(table_ptr, partial_ptr, HALF: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr):
+        """Sum of squares of one chunk's gradients."""
+        row = table_ptr + tl.program_id(0) * COLUMNS
+        gradient_type: tl.constexpr = tl.bfloat16 if HALF else tl.float32
+        gradients = tl.multiple_of(tl.load(row + 1).to(tl.pointer_type(gradient_type)), 16)
+        size = tl.load(row + 5).to(tl.int32)
+        whole = size // BLOCK * BLOCK
+        total = tl.zeros([BLOCK], tl.float32)
+        for start in range(0, whole, BLOCK):
+            g = tl.load(gradients + start + tl.arange(0, BLOCK)).to(tl.float32)
+            total += g * g
+        if whole < size:
+            at = whole + tl.arange(0, BLOCK)
+            g = tl.load(gradients + at, mask=at < size, other=0.0).to(tl.float32)
+            total += g * g
+        tl.store(partial_ptr + tl.program_id(0), tl.sum(total, 0))
 
     @triton.jit
     def _adamw(

@@ -42,11 +42,19 @@ def on_gpu(tensor: Tensor) -> bool:
     return tensor.is_cuda and gpu_adamw.available()
 
 
+def norm_of_gradients(parameters: Sequence[Tensor]) -> Tensor:
+    """Global L2 norm of what gradients there are."""
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
 class Optimizer(Protocol):
     """What the step asks of an optimizer."""
 
     accounts: bool
     """Whether :meth:`step` says how far it has moved the weights."""
+
+    def gradient_norm(self) -> Tensor:
+        """Global L2 norm of the gradients at hand, fp32."""
 
     def step(self, finite: Tensor, divisor: Tensor) -> Tensor | None:
         """Update in place from gradients divided by ``divisor``; leave weights alone unless ``finite``.
@@ -108,6 +116,9 @@ class AdamW:
         self.accounts = on_gpu(lr)
         self._adamw = _GPUAdamW(groups, train, lr, halves) if self.accounts else _TorchAdamW(groups, train, lr)
 
+    def gradient_norm(self) -> Tensor:
+        return self._adamw.gradient_norm()
+
     def step(self, finite: Tensor, divisor: Tensor) -> Tensor | None:
         return self._adamw.step(finite, divisor)
 
@@ -132,6 +143,11 @@ class _GPUAdamW:
         decays, betas = [g.weight_decay for g in groups], (train.beta1, train.beta2)
         kinds = [[s for s in self._slots if (s.half is None) == whole] for whole in (True, False)]
         self._kernels = [gpu_adamw.FusedAdamW(k, decays, betas, train.eps, self._steps) for k in kinds if k]
+
+    @torch.no_grad()
+    def gradient_norm(self) -> Tensor:
+        squares = [kernel.gradient_squares() for kernel in self._kernels]
+        return sum(squares[1:], start=squares[0]).sqrt()
 
     @torch.no_grad()
     def step(self, finite: Tensor, divisor: Tensor) -> Tensor:
@@ -159,6 +175,7 @@ class _TorchAdamW:
 
     def __init__(self, groups: Sequence[Group], train: TrainConfig, lr: Tensor) -> None:
         self._rates = _Rates(lr, groups)
+        self._parameters = [p for g in groups for p in g.params]
         self._adamw = torch.optim.AdamW(
             [{"params": g.params, "weight_decay": g.weight_decay, "lr": self._rates.of(g)} for g in groups],
             betas=(train.beta1, train.beta2),
@@ -168,6 +185,9 @@ class _TorchAdamW:
         )
         self._adamw.grad_scale = torch.ones_like(lr)  # type: ignore[attr-defined]
         self._adamw.found_inf = torch.zeros_like(lr)  # type: ignore[attr-defined]
+
+    def gradient_norm(self) -> Tensor:
+        return norm_of_gradients(self._parameters)
 
     def step(self, finite: Tensor, divisor: Tensor) -> None:
         self._rates.follow()
@@ -194,11 +214,15 @@ class StableAdamW:
     def __init__(self, groups: Sequence[Group], train: TrainConfig, lr: Tensor, halves: Halves) -> None:
         assert not halves
         self._groups = [g for g in groups if g.params]
+        self._parameters = [p for g in groups for p in g.params]
         self._rates = _Rates(lr, groups)
         self._betas, self._eps = (train.beta1, train.beta2), train.eps
         self._first = [[torch.zeros_like(p) for p in g.params] for g in self._groups]
         self._second = [[torch.zeros_like(p) for p in g.params] for g in self._groups]
         self._steps = torch.zeros_like(lr)
+
+    def gradient_norm(self) -> Tensor:
+        return norm_of_gradients(self._parameters)
 
     @torch.no_grad()
     def step(self, finite: Tensor, divisor: Tensor) -> None:
@@ -244,6 +268,7 @@ class Muon:
 
     def __init__(self, groups: Sequence[Group], train: TrainConfig, lr: Tensor, halves: Halves) -> None:
         assert not halves
+        self._parameters = [p for g in groups for p in g.params]
         self._groups = [g for g in groups if g.hidden and g.params]
         self._adamw = AdamW([g for g in groups if not g.hidden], train, lr, {})
         self._rates = _Rates(lr, self._groups)
@@ -251,6 +276,9 @@ class Muon:
         self._muon = torch.optim.Muon(
             [u for updates in self._updates for u in updates], lr=1.0, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
         )
+
+    def gradient_norm(self) -> Tensor:
+        return norm_of_gradients(self._parameters)
 
     @torch.no_grad()
     def step(self, finite: Tensor, divisor: Tensor) -> None:

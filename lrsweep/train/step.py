@@ -73,6 +73,16 @@ class EngineKey:
         )
 
 
+def _wake_compilers() -> None:
+    """Start the processes in which torch compiles kernels, some seconds before the first is wanted."""
+    try:
+        from torch._inductor.async_compile import AsyncCompile
+
+        AsyncCompile.wakeup()
+    except (ImportError, AttributeError):
+        pass  # They then start with the first kernel.
+
+
 class Engine:
     """Model, optimizer and step of one :class:`EngineKey`.
 
@@ -94,6 +104,9 @@ class Engine:
         self.key, self._ranks = key, ranks
         self.device = torch.device(key.device)
         self._capture = self.device.type == "cuda" if capture is None else capture
+        compiled = self._capture if compiled is None else compiled
+        if compiled:
+            _wake_compilers()
         train, seq = key.train, key.shape.seq_len
         share = train.batch_size // (1 if ranks is None else ranks.size)
         micro = min(train.micro_batch or share, share)
@@ -137,7 +150,7 @@ class Engine:
         if ranks is not None:
             ranks.watch(self._parameters, [list(block.parameters()) for block in self.model.blocks])
         self._loss_sums: Callable[[Tensor, Tensor, Tensor, float], Sums] = self.model.loss_sums
-        if self._capture if compiled is None else compiled:
+        if compiled:
             self._compile()
 
     def _compile(self, backend: str = "inductor") -> None:
@@ -161,10 +174,6 @@ class Engine:
             if isinstance(module, Linear):
                 module.bf16 = module.weight.detach().to(torch.bfloat16).requires_grad_()
                 self._halves[module.weight] = module.bf16
-
-    def _gradients(self) -> list[Tensor]:
-        gradients = [self._halves.get(p, p).grad for p in self._parameters]
-        return [g for g in gradients if g is not None]
 
     def _refresh_halves(self) -> None:
         with torch.no_grad():
@@ -280,8 +289,7 @@ class Engine:
             self._ranks.sum_(sums)
         position = self._position
         self._lr.copy_(self._lrs_R.index_select(0, position)[0])
-        norms = torch._foreach_norm(self._gradients(), dtype=torch.float32)
-        grad_norm = torch.linalg.vector_norm(torch.stack(norms))
+        grad_norm = self._optimizer.gradient_norm()
         finite = torch.isfinite(sums[0]) & torch.isfinite(grad_norm) & self._live
         if self._before:
             torch._foreach_copy_(self._before, self._parameters)

@@ -156,18 +156,24 @@ def test_token_squares_equal_brute_force_however_the_output_is_cut_up(
     y = normal(batch, seq, 2 * width, seed=seed, size=size)
     expected = [sum(v * v for v in token) for token in y.double().flatten(0, 1).tolist()]
     first, second = y.chunk(2, dim=-1)
-    by_head = token_squares(y.unflatten(-1, (2, width)))
-    assert by_head.shape == (batch, seq, 2)
-    for squares in (token_squares(y), token_squares(first, second), by_head.sum(-1)):
+    heads = y.unflatten(-1, (2, width))
+    for squares, groups in ((token_squares(y), 1), (token_squares(first, second), 1), (token_squares(heads), 2)):
         assert squares.dtype == torch.float32
-        assert squares.shape == (batch, seq)
-        assert squares.flatten().tolist() == pytest.approx(expected, rel=1e-5, abs=1e-37)
+        assert squares.shape == (batch, seq, groups)
+        assert squares.sum(-1).flatten().tolist() == pytest.approx(expected, rel=1e-5, abs=1e-37)
 
 
 def test_token_squares_of_half_types_are_taken_in_fp32() -> None:
-    """64 entries of 300: the norm 2400 fits fp16, its square does not; 4096 ones add up to no 4096 in bf16."""
+    """64 entries of 300: the norm 2400 fits fp16, its square does not; 4,097 ones add up to no 4,097 in bf16."""
     assert token_squares(torch.full((2, 3, 64), 300.0, dtype=torch.float16)).unique().item() == 2400.0**2
-    assert token_squares(torch.ones(2, 3, 4096, dtype=torch.bfloat16)).unique().item() == 4096
+    assert token_squares(torch.ones(2, 3, 4097, dtype=torch.bfloat16)).unique().item() == 4097
+
+
+def test_token_squares_of_wide_outputs_come_in_groups_of_256() -> None:
+    y = normal(2, 3, 1024, seed=1)
+    squares = token_squares(y)
+    assert squares.shape == (2, 3, 4)
+    torch.testing.assert_close(squares[..., 1], y[..., 256:512].square().sum(-1))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -175,13 +181,13 @@ def test_nan_and_inf_in_an_output_show_in_its_token_alone(bad: float) -> None:
     y = torch.ones(2, 3, 4)
     y[1, 2, 0] = bad
     squares = token_squares(y)
-    assert math.isnan(squares[1, 2]) if math.isnan(bad) else squares[1, 2] == math.inf
+    assert math.isnan(squares[1, 2, 0]) if math.isnan(bad) else squares[1, 2, 0] == math.inf
     squares[1, 2] = 4
     assert (squares == 4).all()
 
 
 def test_huge_outputs_are_measured_up_to_1e18_and_show_as_inf_beyond() -> None:
-    assert token_squares(torch.full((1, 2, 4), 1e18)).sqrt().tolist() == [[pytest.approx(2e18, rel=1e-6)] * 2]
+    assert token_squares(torch.full((1, 2, 4), 1e18)).sqrt().flatten().tolist() == [pytest.approx(2e18, rel=1e-6)] * 2
     assert (token_squares(torch.full((1, 2, 4), 1e25)) == math.inf).all()
 
 

@@ -103,6 +103,19 @@ def test_steps_equal_torchs() -> None:
         torch.testing.assert_close(ours, p.detach(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("halves", [False, True])
+def test_the_gradients_squares(halves: bool) -> None:
+    """Of every shape, whole blocks and the rest of one; NaN shows."""
+    trained = Trained(halves=halves)
+    trained.step(gradients(1), [0.0, 0.0], 1.0)
+    held = [slot.gradient for slot in trained.slots]
+    expected = sum(g.double().square().sum().item() for g in held if g is not None)
+    assert trained.kernel.gradient_squares().item() == pytest.approx(expected, rel=1e-6)
+    assert held[3] is not None
+    held[3][-1] = math.nan
+    assert math.isnan(trained.kernel.gradient_squares().item())
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_a_step_that_is_not_finite_moves_no_bit(first: bool) -> None:
     """Also at the very first step, where the bias corrections would be 0/0."""
