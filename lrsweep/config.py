@@ -323,6 +323,8 @@ class SweepConfig:
     """Optimizer steps of a trial."""
     batch_size: _Count = None
     """Sequences a step."""
+    micro_batch: _Count = None
+    """Sequences that a device takes at once; default: as many of its share as its memory holds."""
     warmup_steps: _Count = None
     """Steps of linear warm-up."""
     schedule: Annotated[Schedule | None, shown("{cosine,linear,constant}")] = None
@@ -366,8 +368,8 @@ class SweepConfig:
 
 
 TRAIN_FLAGS = (
-    "steps", "batch_size", "warmup_steps", "schedule", "final_lr_ratio", "beta2", "weight_decay", "decay_on",
-    "decay_mode", "clip", "data_seed", "probe_every",
+    "steps", "batch_size", "micro_batch", "warmup_steps", "schedule", "final_lr_ratio", "beta2", "weight_decay",
+    "decay_on", "decay_mode", "clip", "data_seed", "probe_every",
 )  # fmt: skip
 """Fields of :class:`SweepConfig` that override the preset's training."""
 

@@ -15,7 +15,7 @@ import lrsweep
 from lrsweep.bench.flops import flops_per_token, mfu
 from lrsweep.bench.job import Job, Timing
 from lrsweep.bench.rounds import FEWEST, INTERVAL, paired_rounds, peak_memory, ratio, steps_a_round
-from lrsweep.config import find_body, find_size
+from lrsweep.config import SizePreset, find_body, find_size
 from lrsweep.model import ProbeLevel
 from lrsweep.schemes import find
 from lrsweep.sweep.plan import train_config
@@ -24,6 +24,7 @@ from lrsweep.train.trial import device_name
 
 _LEVELS = {"bare": ProbeLevel.OFF, "norms": ProbeLevel.NORMS, "all": ProbeLevel.ALL}
 _LR = 1e-3
+_MOST_TOKENS = 2**17
 
 
 def measure(job: Job) -> Timing:
@@ -31,7 +32,7 @@ def measure(job: Job) -> Timing:
     # The engine runs eagerly what it cannot capture; such times must not pass for captured ones.
     warnings.filterwarnings("error", message="step not captured")
     scheme, body, preset = find(job.arch), find_body(job.body), find_size(job.size)
-    shape, train = preset.shape, train_config(scheme, preset, {"report_every": INTERVAL}, job.device)
+    shape, train = preset.shape, train_config(scheme, preset, bench_batch(preset), job.device)
     key = EngineKey(
         scheme=scheme, body=body, shape=shape, train=train, device=job.device, weight_decay=train.weight_decay
     )
@@ -87,6 +88,16 @@ def measure(job: Job) -> Timing:
         reserved_gib=reserved_gib,
         ratios=ratios,
     )
+
+
+def bench_batch(preset: SizePreset) -> dict[str, int]:
+    """The preset's batch as a bench runs it: cut to :data:`_MOST_TOKENS`, and in micro-batches of a quarter of that.
+
+    A step of the papers' batches takes many seconds, of which all but the first micro-batch are alike.
+    """
+    batch = max(1, min(preset.batch_size, _MOST_TOKENS // preset.shape.seq_len))
+    fields = {"report_every": INTERVAL, "batch_size": batch}
+    return fields if batch == preset.batch_size else fields | {"micro_batch": max(1, batch // 4)}
 
 
 def eager_engine(key: EngineKey, run: Callable[[Engine, ProbeLevel, int], object]) -> Engine | None:

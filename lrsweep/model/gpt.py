@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lrsweep.config import Body, ModelShape
 from lrsweep.model.attention import rope_tables
-from lrsweep.model.block import SITES, Block, ProbeLevel, Seen, SwigluMLP
+from lrsweep.model.block import Block, ProbeLevel, Seen, SwigluMLP
 from lrsweep.model.geometry import project, row_axis
 from lrsweep.model.init import STDS, Site, draw, sites
 from lrsweep.model.linear import LINEARS
@@ -99,12 +99,9 @@ class GPT(nn.Module):
         """What a forward has shown, as sums and maxima; None if its blocks kept nothing."""
         return moments_of(seen, self.score.scale, self.score.cap)
 
-    def statistics(self, moments: Moments, batch: int, seq: int, probe: ProbeLevel) -> Tensor:
-        """Statistics (N, S) of ``batch`` sequences of ``seq`` tokens, columns as ``stat_names``."""
-        values_NxS = statistics(moments, batch=batch, heads=self.shape.n_heads, seq=seq)
-        if probe != ProbeLevel.ALL:  # A row that clips its heads measures logits without being asked.
-            values_NxS[:, 2 * len(SITES) :] = torch.nan
-        return values_NxS
+    def statistics(self, sums: Tensor, maxima: Tensor, batch: int, seq: int) -> Tensor:
+        """Statistics (…, S) of ``batch`` sequences of ``seq`` tokens, columns as ``stat_names``, from their moments."""
+        return statistics(sums, maxima, batch=batch, heads=self.shape.n_heads, seq=seq)
 
     def forward(self, tokens_BxT: Tensor, probe: ProbeLevel = ProbeLevel.OFF) -> tuple[Tensor, Tensor]:
         """Logits (B, T, V) and the statistics (N, S)."""
@@ -114,7 +111,7 @@ class GPT(nn.Module):
         if probe == ProbeLevel.OFF or moments is None:
             return logits_BxTxV, x_BxTxD.new_empty(len(seen), 0)
         batch, seq = tokens_BxT.shape
-        return logits_BxTxV, self.statistics(moments, batch, seq, probe)
+        return logits_BxTxV, self.statistics(moments.sums_NxP, moments.maxima_NxP, batch, seq)
 
     def logits(self, x_BxTxD: Tensor, head_VxD: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) of the stream after the last block; ``head_VxD`` is the head's matrix, if it is at hand."""

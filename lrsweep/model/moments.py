@@ -70,9 +70,17 @@ def _of_tokens(layers: Sequence[tuple[Tensor, ...]]) -> Tensor:
 
 
 @torch.no_grad()
-def statistics(moments: Moments, *, batch: int, heads: int, seq: int) -> Tensor:
-    """The statistics (N, columns of :func:`stat_names`) of ``batch`` sequences of ``seq`` tokens, fp32."""
+def statistics(sums: Tensor, maxima: Tensor, *, batch: int, heads: int, seq: int) -> Tensor:
+    """The statistics (…, columns of :func:`stat_names`) of ``batch`` sequences of ``seq`` tokens, fp32.
+
+    Args:
+        sums: (…, P), as in :class:`Moments`.
+        maxima: (…, P), as in :class:`Moments`.
+        batch: sequences that they are of.
+        heads: attention heads.
+        seq: tokens of a sequence.
+    """
     tokens, pairs, n = batch * seq, causal_pairs(batch, heads, seq), len(SITES)
-    norms = torch.stack([moments.sums_NxP[:, :n] / tokens, moments.maxima_NxP[:, :n]], dim=-1).sqrt()
-    logits = torch.stack([moments.maxima_NxP[:, n:], (moments.sums_NxP[:, n:] / pairs).sqrt()], dim=-1)
-    return torch.cat([norms.flatten(1), logits.flatten(1)], dim=-1)
+    norms = torch.stack([sums[..., :n] / tokens, maxima[..., :n]], dim=-1).sqrt()
+    logits = torch.stack([maxima[..., n:], (sums[..., n:] / pairs).sqrt()], dim=-1)
+    return torch.cat([norms.flatten(-2), logits.flatten(-2)], dim=-1)

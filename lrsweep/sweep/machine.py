@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,31 +90,39 @@ def command_line() -> str:
 
 
 def memory_needed(spec: TrialSpec, gpus_per_trial: int = 1) -> int:
-    """Bytes that each of the processes of one trial needs, roughly and rather too many.
+    """Bytes that one process of a trial needs, roughly and rather too many.
 
     Parameters count 24 bytes: weight, gradient, two moments, the copy that gives the update norm, one to spare.
-    Activations count what autograd keeps of a block and of the logits; scores that need it, their T × T matrices.
+    Activations of a micro-batch count what autograd keeps of a block: of compiled ones in bf16, 31 bytes a token and
+    channel were seen at 135M and 780M on an H200; and of the logits, of which a part is held at a time. Scores that
+    need it, their T × T matrices.
     """
     import torch
 
     from lrsweep.model import GPT
+    from lrsweep.train.step import MAX_LOGITS
 
     with torch.device("meta"):
         n_params = GPT(spec.scheme, spec.body, spec.shape).n_params()
-    shape, bytes_each = spec.shape, 4 if spec.train.precision == "fp32" else 2
-    tokens = spec.train.batch_size // gpus_per_trial * shape.seq_len
-    materialised = spec.scheme.logit_cap is not None or spec.scheme.prob_clip is not None
+    shape, train, on_gpu = spec.shape, spec.train, spec.device == "cuda"
+    tokens = (train.micro_batch or train.batch_size // gpus_per_trial) * shape.seq_len
+    materialised = spec.scheme.prob_clip is not None or (spec.scheme.logit_cap is not None and not on_gpu)
     scores = 4 * shape.n_heads * shape.seq_len * 4 if materialised else 0
-    activations = tokens * (shape.n_layers * (34 * shape.d_model * bytes_each + scores) + 3 * shape.vocab_size * 4)
-    return 24 * n_params + activations
+    of_block = (36 if train.precision == "bf16" else 136) * shape.d_model + scores
+    logits = min(tokens * shape.vocab_size, MAX_LOGITS) * (6 if train.precision == "bf16" else 12)
+    return 24 * n_params + tokens * shape.n_layers * of_block + logits
 
 
 _PROCESS_BYTES = 1 << 29
 """What a worker takes before it holds a model."""
 
 
-def check_memory(spec: TrialSpec, jobs: int, gpus_per_trial: int = 1) -> None:
-    """UserError if ``jobs`` such trials at a time need more memory than is free, on a GPU each of their GPUs."""
+def fit_memory(spec: TrialSpec, jobs: int, gpus_per_trial: int = 1) -> TrialSpec:
+    """The trial with the largest micro-batch of which ``jobs`` at a time fit into memory; the one it has is kept.
+
+    Raises:
+        UserError: none fits; on a GPU, each of the trial's GPUs counts.
+    """
     import torch
 
     if spec.device == "cuda":
@@ -121,9 +130,15 @@ def check_memory(spec: TrialSpec, jobs: int, gpus_per_trial: int = 1) -> None:
     else:
         free, where = psutil.virtual_memory().available, "this machine"
     n_processes = jobs if spec.device == "cuda" else jobs * gpus_per_trial
-    needed = n_processes * (memory_needed(spec, gpus_per_trial) + _PROCESS_BYTES)
-    if needed > free:
-        raise UserError(
-            f"--size {spec.size}: {jobs} trial(s) at a time need about {needed / 2**30:.1f} GiB, {where} has "
-            f"{free / 2**30:.1f} GiB free; lower --jobs or --batch-size, or choose a smaller --size"
-        )
+    share = spec.train.batch_size // gpus_per_trial
+    sizes = [spec.train.micro_batch] if spec.train.micro_batch else [n for n in range(share, 0, -1) if share % n == 0]
+    for micro in sizes:
+        # Whole shares stay unmarked: that is what a trial is when memory is no matter.
+        fitted = spec if micro == share else replace(spec, train=replace(spec.train, micro_batch=micro))
+        needed = n_processes * (memory_needed(fitted, gpus_per_trial) + _PROCESS_BYTES)
+        if needed <= free:
+            return fitted
+    raise UserError(
+        f"--size {spec.size}: {jobs} trial(s) at a time need about {needed / 2**30:.1f} GiB, {where} has "
+        f"{free / 2**30:.1f} GiB free; lower --jobs or --micro-batch, or choose a smaller --size"
+    )

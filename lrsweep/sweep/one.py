@@ -11,7 +11,7 @@ from lrsweep.config import SweepConfig
 from lrsweep.errors import UserError
 from lrsweep.store import ResultStore
 from lrsweep.sweep.display import duration
-from lrsweep.sweep.machine import check_memory
+from lrsweep.sweep.machine import fit_memory
 from lrsweep.sweep.plan import make_plan
 from lrsweep.train import run_trial
 
@@ -24,8 +24,7 @@ def train_one(config: SweepConfig, seed: int, console: Console) -> int:
     specs = [spec for spec in plan.specs if spec.seed == seed]
     if len(specs) != 1:
         raise UserError(f"train runs one trial, --arch, --body and --size name {len(specs)}; name one of each")
-    spec = specs[0]
-    check_memory(spec, 1)
+    spec = fit_memory(specs[0], 1)
     store = ResultStore(plan.out) if config.out else None
     console.print(f"{spec.label}, {spec.body} {spec.size}: {spec.train.steps} steps", highlight=False)
     for progress in run_trial(spec, plan.corpora[spec.size], store):

@@ -88,8 +88,11 @@ def check_gpus_per_trial(config: SweepConfig, device: Device, batch_sizes: Itera
     if config.local:
         raise UserError(f"--gpus-per-trial {n} needs Ray; leave out --local")
     for batch_size in batch_sizes:
-        if batch_size % n:
-            raise UserError(f"--gpus-per-trial {n} does not divide --batch-size {batch_size}; change one of them")
+        if batch_size % (n * (config.micro_batch or 1)):
+            micro = "" if config.micro_batch is None else f" times --micro-batch {config.micro_batch}"
+            raise UserError(
+                f"--gpus-per-trial {n}{micro} does not divide --batch-size {batch_size}; change one of them"
+            )
     if device == "cpu":
         return
     if config.jobs is not None and config.jobs > 1:

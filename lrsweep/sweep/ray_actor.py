@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from ray import tune
 
 from lrsweep.config import TrialSpec
@@ -29,7 +30,11 @@ class Actor(tune.Trainable):
         corpora: dict[str, Corpus],
         root: Path,
         together: int,
+        gpu_share: float | None,
     ) -> None:
+        if gpu_share is not None and gpu_share < 1:
+            # Ray's fraction of a GPU limits no memory by itself.
+            torch.cuda.set_per_process_memory_fraction(gpu_share)
         self._specs, store = specs, ResultStore(root)
         self._runner = TrialRunner(corpora, store) if together == 1 else Lead(together, specs, corpora, store)
         self.reset_config(config)

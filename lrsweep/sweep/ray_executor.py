@@ -112,7 +112,12 @@ def run_ray(
         signal.signal(signal.SIGTERM, on_terminate)
         with tempfile.TemporaryDirectory(prefix="lrsweep-ray-") as storage:
             trainable = tune.with_parameters(
-                Actor, specs=by_id, corpora=corpora, root=store.root, together=workers.together
+                Actor,
+                specs=by_id,
+                corpora=corpora,
+                root=store.root,
+                together=workers.together,
+                gpu_share=1 / workers.jobs if workers.device == "cuda" else None,
             )
             tune.Tuner(
                 tune.with_resources(trainable, workers.resources()),

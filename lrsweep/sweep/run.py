@@ -22,7 +22,7 @@ from lrsweep.errors import UserError
 from lrsweep.report import Report, write_report
 from lrsweep.store import SCHEMA_VERSION, ResultStore
 from lrsweep.sweep.display import Display, duration
-from lrsweep.sweep.machine import check_memory, command_line, git_sha, gpu_names, hardware, program, versions
+from lrsweep.sweep.machine import command_line, fit_memory, git_sha, gpu_names, hardware, program, versions
 from lrsweep.sweep.plan import Plan
 
 _STARTUP_S = {"cpu": 12.0, "cuda": 45.0}
@@ -160,16 +160,18 @@ def estimate_seconds(specs: Sequence[TrialSpec], jobs: int, gpus_per_trial: int 
     on_cpu = specs[0].device == "cpu"
     if on_cpu:
         torch.set_num_threads(CPU_THREADS)
-    n_timed = 2 if on_cpu else 20
     seconds = 0.0
     timed: dict[tuple[str, ...], float] = {}
     for spec in specs:
         which = (spec.size, spec.scheme.name, spec.body) if on_cpu else (spec.size,)
         if which not in timed:
             batch = share = spec.train.batch_size // gpus_per_trial
+            micro = spec.train.micro_batch
+            n_timed = 2 if on_cpu or micro else 20
             if on_cpu:
-                batch = max(1, min(batch, 1024 // spec.shape.seq_len))
-            key = replace(EngineKey.of(spec), train=replace(spec.train, batch_size=batch, report_every=n_timed))
+                batch, micro = max(1, min(batch, 1024 // spec.shape.seq_len)), None
+            train = replace(spec.train, batch_size=batch, micro_batch=micro, report_every=n_timed)
+            key = replace(EngineKey.of(spec), train=train)
             engine = Engine(key)
             engine.reset(0)
             tokens = np.zeros((n_timed, batch, spec.shape.seq_len + 1), dtype=np.int32)
@@ -197,14 +199,15 @@ def announce(plan: Plan, todo: Sequence[TrialSpec], jobs: int, console: Console)
     for size in config.size:
         specs = [s for s in plan.specs if s.size == size]
         lrs, spec, corpus = sorted({s.lr for s in specs}), specs[0], plan.corpora[size]
-        shape, train = spec.shape, spec.train
+        shape, train = spec.shape, next((s.train for s in todo if s.size == size), spec.train)
+        at_once = "" if train.micro_batch is None else f" ({train.micro_batch} sequences at once)"
         say("sweep", f"{schemes} on {' and '.join(config.body)}, size {size}: {len(specs)} trials")
         say("LRs", f"{' '.join(f'{lr:g}' for lr in lrs)}; {len(seeds)} seed{'s' if len(seeds) > 1 else ''}")
         say(
             "proxy",
             f"{shape.n_layers} layers, width {shape.d_model}, {shape.n_heads} heads, {shape.seq_len} tokens; "
-            f"{train.steps} steps of {train.batch_size * shape.seq_len:,} tokens, {train.warmup_steps} of warm-up, "
-            f"{train.precision}",
+            f"{train.steps} steps of {train.batch_size * shape.seq_len:,} tokens{at_once}, "
+            f"{train.warmup_steps} of warm-up, {train.precision}",
         )
         say("text", f"{corpus.source}; {len(corpus.train_tokens):,} tokens ({corpus.tokenizer})")
     for scheme in {s.scheme.name: s.scheme for s in plan.specs if s.scheme.training}.values():
@@ -243,8 +246,9 @@ def run_sweep(plan: Plan, console: Console) -> Report | None:
     todo = remaining(plan, store)
     jobs = 1 if plan.config.local else min(default_jobs(plan), max(1, len(todo)))
     together = plan.config.gpus_per_trial
-    for spec in {s.size: s for s in todo}.values():
-        check_memory(spec, jobs, together)
+    todo = _fit(todo, jobs, together)
+    fitted = {spec.trial: spec for spec in todo}
+    plan = replace(plan, specs=tuple(fitted.get(spec.trial, spec) for spec in plan.specs))
     announce(plan, todo, jobs, console)
     if todo:
         with console.status("timing a few steps"):
@@ -263,6 +267,19 @@ def run_sweep(plan: Plan, console: Console) -> Report | None:
         _write_manifest(plan, store, started=started, finished=_now(), jobs=jobs)
         with console.status("drawing tables and figures"):
             return write_report(store, epsilon=_all_epsilons(store) | plan.epsilon)
+
+
+def _fit(specs: Sequence[TrialSpec], jobs: int, gpus_per_trial: int) -> list[TrialSpec]:
+    """The trials with micro-batches that fit into memory; those of one model alike."""
+    micro: dict[tuple[object, ...], int | None] = {}
+    for spec in specs:
+        model = spec.scheme.name, spec.body, spec.size
+        if model not in micro:
+            micro[model] = fit_memory(spec, jobs, gpus_per_trial).train.micro_batch
+    return [
+        replace(spec, train=replace(spec.train, micro_batch=micro[spec.scheme.name, spec.body, spec.size]))
+        for spec in specs
+    ]
 
 
 def _all_epsilons(store: ResultStore) -> dict[str, float]:

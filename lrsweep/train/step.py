@@ -34,6 +34,8 @@ SCALARS = ("loss", "grad_norm", "update_norm", "log_z", "skipped")
 """Per-step statistics: training loss (nats), gradient norm before the clip, ‖Δθ‖/‖θ‖, mean log Z, 1 if guarded."""
 MAX_LOGITS = 2**31 - 1
 """Output logits held at a time: 4 GiB of bf16, and as many as a 32-bit index reaches. More go in chunks of tokens."""
+_EVAL_LOGITS = 2**27
+"""Output logits that an evaluation holds at a time, in fp32 and several times over: nothing is fused there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +122,11 @@ class Engine:
             self._lrs_R = torch.zeros(interval)
             self._window, self._position = (torch.zeros(1, dtype=torch.int64) for _ in range(2))
             self._scalars_RxS = torch.zeros(interval, len(SCALARS))
-            self._layers_RxNxS = torch.zeros(interval, n_layers, len(self.stat_names))
+            n_columns = len(self.stat_names) // 2
+            self._moments_2xRxNxP = torch.zeros(2, interval, n_layers, n_columns)
             self._lr = torch.zeros(())
             self._live = torch.ones((), dtype=torch.bool)
             self._sums = torch.zeros(3)
-            n_columns = len(self.stat_names) // 2
             shapes = (n_layers, n_columns), (n_layers, n_columns), (n_layers, key.shape.n_heads)
             self._moments = Moments(*(torch.zeros(shape) for shape in shapes))
         self._parameters: list[Tensor] = list(self.model.parameters())
@@ -170,8 +172,10 @@ class Engine:
         Its gradient, bf16 as autocast computes it, then needs no fp32 copy either. Where gradients are added up they
         must be fp32, and where others than the optimizer move weights the copies would fall behind.
         """
+        chunked = self._chunks(self.key.train.batch_size * self.key.shape.seq_len) > 1
         for module in self.model.modules():
-            if isinstance(module, Linear):
+            # Over chunks of tokens the head's gradient is added up as well.
+            if isinstance(module, Linear) and not (chunked and module is self.model.head):
                 module.bf16 = module.weight.detach().to(torch.bfloat16).requires_grad_()
                 self._halves[module.weight] = module.bf16
 
@@ -307,8 +311,8 @@ class Engine:
         self._scalars_RxS.index_copy_(0, position, scalars_S[None])
         if probe != ProbeLevel.OFF:
             assert moments is not None
-            layers_NxS = self.model.statistics(moments, self.key.train.batch_size, self.key.shape.seq_len, probe)
-            self._layers_RxNxS.index_copy_(0, position, layers_NxS[None])
+            both_2xNxP = torch.stack([moments.sums_NxP, moments.maxima_NxP])
+            self._moments_2xRxNxP.index_copy_(1, position, both_2xNxP[:, None])
         position += 1
         self._clear()
 
@@ -394,7 +398,7 @@ class Engine:
         self._lrs_R[:n].copy_(torch.tensor(lrs))
         if self._capture:
             self._capture_missing(probes)
-        self._layers_RxNxS.fill_(torch.nan)
+        self._moments_2xRxNxP.fill_(torch.nan)
         self._rewind()
         for probe in probes:
             for micro in range(self._micros):
@@ -403,24 +407,33 @@ class Engine:
                     self._graphs[probe, last].replay()
                 else:
                     self._step(probe, last)
-        return Interval(self._scalars_RxS[:n].cpu().numpy().copy(), self._layers_RxNxS[:n].cpu().numpy().copy())
+        return Interval(self._scalars_RxS[:n].cpu().numpy().copy(), self._statistics(probes))
+
+    def _statistics(self, probes: Sequence[ProbeLevel]) -> NDArray[np.float32]:
+        """The statistics of the interval; on the host, where they cost the step no kernels."""
+        sums, maxima = self._moments_2xRxNxP[:, : len(probes)].cpu()
+        layers = self.model.statistics(sums, maxima, self.key.train.batch_size, self.key.shape.seq_len)
+        for step, probe in enumerate(probes):
+            if probe != ProbeLevel.ALL:  # A row that clips its heads measures logits without being asked.
+                layers[step, :, [site == "attn" for site, _ in self.stat_names]] = torch.nan
+        found: NDArray[np.float32] = layers.numpy()
+        return found
 
     @torch.no_grad()
     def evaluate(self, windows_WxT: NDArray[np.integer]) -> float:
         """Mean loss in nats per token on fixed windows of T + 1 tokens; NaN or inf if the model has gone there."""
         self.model.eval()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        micro = self._windows_RMxBxT.shape[1]
+        micro, at_once = self._windows_RMxBxT.shape[1], max(1, _EVAL_LOGITS // self.key.shape.vocab_size)
         # Compiled blocks would compile once more for a pass without gradients that runs twice a trial.
         with torch.compiler.set_stance("force_eager"), self._autocast():
             head_VxD = self.model.head.matrix()
             for rows in np.array_split(windows_WxT, -(-len(windows_WxT) // micro)):
                 window = torch.from_numpy(rows.astype(np.int64)).to(self.device)
                 x_BxTxD, _ = self.model.hidden(window[:, :-1], ProbeLevel.OFF)
-                # Uncompiled, every logit is in memory four times in fp32.
-                for x, targets in zip(x_BxTxD[:, None], window[:, None, 1:], strict=True):
-                    total += self.model.loss_sums(x, head_VxD, targets)[1].double()
+                parts = x_BxTxD.flatten(0, 1).split(at_once), window[:, 1:].flatten().split(at_once)  # type: ignore[no-untyped-call]
+                for x, targets in zip(*parts, strict=True):
+                    total += self.model.loss_sums(x[None], head_VxD, targets[None])[1].double()
         self.model.train()
-        targets = len(windows_WxT) * (windows_WxT.shape[1] - 1)
-        mean: float = total.item() / targets
+        mean: float = total.item() / (len(windows_WxT) * (windows_WxT.shape[1] - 1))
         return mean

@@ -12,7 +12,7 @@ from lrsweep.config import SweepConfig
 from lrsweep.errors import UserError
 from lrsweep.store import ResultStore
 from lrsweep.sweep.local import TrialRunner
-from lrsweep.sweep.machine import check_memory, memory_needed
+from lrsweep.sweep.machine import fit_memory, memory_needed
 from lrsweep.sweep.plan import Plan, make_plan
 from lrsweep.sweep.run import command_for, remaining
 from lrsweep.train import run_trial
@@ -72,12 +72,19 @@ def test_memory_grows_with_what_takes_it(plan: Plan) -> None:
     assert memory_needed(replace(spec, shape=replace(spec.shape, vocab_size=5000))) > base
     n_params = 229_952
     assert base > 24 * n_params
-    huge = replace(spec, train=replace(spec.train, batch_size=10**8))
+    assert fit_memory(spec, 1) == spec
+    whole = replace(spec, train=replace(spec.train, batch_size=2**24))
+    cut = fit_memory(whole, 1)
+    assert cut.trial == whole.trial, "how the batch is cut up is not part of a trial"
+    micro = cut.train.micro_batch
+    assert micro is not None
+    assert 2**24 % micro == 0
+    larger = replace(whole, train=replace(whole.train, micro_batch=2 * micro))
+    assert memory_needed(cut) < memory_needed(larger) <= memory_needed(whole)
     with pytest.raises(
-        UserError, match=r"--size 0\.2m: 1 trial\(s\) at a time need about .* lower --jobs or --batch-size"
+        UserError, match=r"--size 0\.2m: 1 trial\(s\) at a time need about .* lower --jobs or --micro-batch"
     ):
-        check_memory(huge, 1)
-    check_memory(spec, 1)
+        fit_memory(replace(whole, train=replace(whole.train, micro_batch=2**24)), 1)
 
 
 def test_command_for_round_trips_what_differs_from_the_defaults() -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lrsweep.config import DataConfig, ModelShape, TrainConfig, TrialSpec
+from lrsweep.errors import UserError
 from lrsweep.model import ProbeLevel
 from lrsweep.schemes import find
 from lrsweep.train.step import SCALARS, Engine, EngineKey, Interval
@@ -608,3 +609,82 @@ def test_a_bad_batch_leaves_no_trace_in_captured_steps() -> None:
     assert train(engines[1], spoilt, [0.5]).scalars_RxS[0, SKIPPED] == 1
     np.testing.assert_array_equal(train(engines[1], good[2:], lrs[2:]).scalars_RxS, expected[2:])
     same(state_of(engines[0]), state_of(engines[1]))
+
+
+@pytest.mark.parametrize(
+    ("name", "rtol"),
+    [("preln", 1e-3), ("qknorm_cap+zloss", 1e-3), ("preln+muon+qk_clip", 1e-3), ("sigma_reparam", 1e-2)],
+)
+def test_micro_batches_add_up_to_the_batch(name: str, rtol: float) -> None:
+    """A batch of 6 at once, and as 3 × 2 and 6 × 1: losses, norms and statistics of ten steps, and the weights.
+
+    σReparam takes a step of power iteration with each micro-batch, so its σ is a little nearer to the norm.
+    """
+    data, lrs = np.concatenate([batches(10), batches(10, seed=1)], axis=1), warmup_and_fall(10, 3e-3)
+    probes = [ProbeLevel.ALL, ProbeLevel.NORMS] * 5
+    whole = engine_of(name, batch_size=6)
+    expected = whole.run(data, lrs, probes)
+    for micro in (2, 1):
+        engine = engine_of(name, batch_size=6, micro_batch=micro)
+        for _ in range(2):  # The second time from a reset: nothing is left over.
+            engine.reset(0)
+            found = engine.run(data, lrs, probes)
+            np.testing.assert_allclose(found.scalars_RxS, expected.scalars_RxS, rtol=rtol, atol=1e-5)
+            np.testing.assert_allclose(found.layers_RxNxS, expected.layers_RxNxS, rtol=rtol, atol=1e-5)
+        for ours, theirs in zip(engine.model.parameters(), whole.model.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=rtol, atol=rtol / 10)
+
+
+def test_a_bad_micro_batch_spoils_its_step_and_no_other() -> None:
+    good, lrs = batches(3, below=POISON), [1e-2, 8e-3, 6e-3]
+    data = good[[0, 1, 1, 2]].copy()
+    data[1, 0, 0] = POISON
+    engine, reference = (poisoned("preln", "llama", math.inf, micro_batch=1) for _ in range(2))
+    scalars = engine.run(data, [lrs[0], 0.5, lrs[1], lrs[2]], [ProbeLevel.ALL] * 4).scalars_RxS
+    assert scalars[:, SKIPPED].tolist() == [0, 1, 0, 0]
+    np.testing.assert_array_equal(scalars[[0, 2, 3]], train(reference, good, lrs, ProbeLevel.ALL).scalars_RxS)
+    same(state_of(engine), state_of(reference))
+
+
+@pytest.mark.parametrize("micro_batch", [None, 1])
+@pytest.mark.parametrize("name", ["preln", "qknorm+zloss", "sigma_reparam", "ngpt", "preln+final_cap"])
+def test_chunks_of_tokens_change_the_loss_by_rounding_alone(
+    name: str, micro_batch: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits of 5 tokens at a time, the last chunk smaller: norms, gains and caps behind the stream included."""
+    data, lrs = batches(6), warmup_and_fall(6, 3e-3)
+    whole = engine_of(name, micro_batch=micro_batch)
+    expected = train(whole, data, lrs, ProbeLevel.ALL)
+    monkeypatch.setattr("lrsweep.train.step.MAX_LOGITS", 5 * SHAPE.vocab_size)
+    engine = engine_of(name, micro_batch=micro_batch)
+    found = train(engine, data, lrs, ProbeLevel.ALL)
+    np.testing.assert_allclose(found.scalars_RxS, expected.scalars_RxS, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found.layers_RxNxS, expected.layers_RxNxS, rtol=1e-4, atol=1e-6)
+    for ours, theirs in zip(engine.model.parameters(), whole.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=2e-5)
+
+
+def test_a_batch_that_micro_batches_do_not_divide_is_refused() -> None:
+    with pytest.raises(UserError, match="--micro-batch 2 must divide --batch-size 3"):
+        spec(micro_batch=2)
+
+
+@pytest.mark.parametrize("name", ["preln+muon", "preln+stable_adamw", "preln"])
+def test_a_step_that_is_not_finite_leaves_every_optimizer_as_it_was(name: str) -> None:
+    """Weights, moments and momentum, bit for bit; also before the first good step, when all moments are 0."""
+    engine = poisoned(name, "gpt", math.nan)
+    spoilt = batches(1, seed=9, below=POISON)
+    spoilt[0, 1, 3] = POISON
+
+    def moments() -> list[Tensor]:
+        return [v.clone() for _, state in engine._optimizer.states() for v in state.values()]
+
+    assert train(engine, spoilt, [0.5]).scalars_RxS[0, SKIPPED] == 1
+    assert all((value == 0).all() for value in moments())
+    train(engine, batches(3, below=POISON), [1e-2] * 3)
+    before, weights = moments(), [p.detach().clone() for p in engine.model.parameters()]
+    assert train(engine, spoilt, [0.5]).scalars_RxS[0, SKIPPED] == 1
+    for now, then in zip(moments(), before, strict=True):
+        assert torch.equal(now, then)
+    for p, w in zip(engine.model.parameters(), weights, strict=True):
+        assert torch.equal(p.nan_to_num(7.0), w.nan_to_num(7.0))
