@@ -1,15 +1,17 @@
 """Causal self-attention, assembled once from a scheme's row.
 
-Legend: B batch, T sequence, D model width, H heads, K head width.
+Legend: B batch, T sequence, D model width, H heads, K head width, R rows of the T × T matrix.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lrsweep.config import Body, ModelShape
 from lrsweep.model import capped
@@ -20,6 +22,8 @@ from lrsweep.probes import at_least_fp32, products
 from lrsweep.schemes import NormScope, QKNorm, Scheme
 
 ROPE_BASE = 10_000.0
+ROWS = 512
+"""Queries whose logits are in memory at a time, where a score needs them there."""
 MUP_BASE_HEAD = 32
 """Head width at which attention scaled by 1/d_h equals attention scaled by 1/√d_h."""
 
@@ -64,19 +68,40 @@ class PlainScore(nn.Module):
     def prepare(self, seq: int, device: torch.device) -> None:
         """Make ready for being compiled for sequences of this length on ``device``."""
 
-    def logits(self, q_BxHxTxK: Tensor, k_BxHxTxK: Tensor) -> Tensor:
+    def logits(self, q_BxHxRxK: Tensor, k_BxHxTxK: Tensor) -> Tensor:
         """The logits in memory, for scores that the fused kernel cannot do."""
-        return products(q_BxHxTxK, k_BxHxTxK) * self.scale
+        return products(q_BxHxRxK, k_BxHxTxK) * self.scale
 
 
-def causal_softmax(logits_BxHxTxT: Tensor) -> Tensor:
-    """softmax over j ≤ i; exactly 0 above the diagonal."""
-    above = torch.ones(logits_BxHxTxT.shape[-2:], dtype=torch.bool, device=logits_BxHxTxT.device).triu_(1)
-    return logits_BxHxTxT.masked_fill(above, -torch.inf).softmax(dim=-1)
+def causal_softmax(logits_BxHxRxT: Tensor) -> Tensor:
+    """softmax over the keys up to each query, the queries being the last R of T; exactly 0 beyond."""
+    rows, seq = logits_BxHxRxT.shape[-2:]
+    above = torch.ones(rows, seq, dtype=torch.bool, device=logits_BxHxRxT.device).triu_(1 + seq - rows)
+    return logits_BxHxRxT.masked_fill(above, -torch.inf).softmax(dim=-1)
+
+
+Mix = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Queries (B, H, R, K), the last R of the T that keys and values have, to mixed values (B, H, R, K)."""
+
+
+def by_rows(mix: Mix, q_BxHxTxK: Tensor, k_BxHxTxK: Tensor, v_BxHxTxK: Tensor) -> Tensor:
+    """``mix`` with no more than :data:`ROWS` queries' logits in memory, in the backward too, which computes them again.
+
+    Up to that length, all at once and once only.
+    """
+    seq = q_BxHxTxK.shape[-2]
+    if seq <= ROWS:
+        return mix(q_BxHxTxK, k_BxHxTxK, v_BxHxTxK)
+    parts = []
+    for start in range(0, seq, ROWS):
+        stop = min(start + ROWS, seq)
+        rows = q_BxHxTxK[:, :, start:stop], k_BxHxTxK[:, :, :stop], v_BxHxTxK[:, :, :stop]
+        parts.append(checkpoint(mix, *rows, use_reentrant=False, preserve_rng_state=False))
+    return torch.cat(parts, dim=-2)
 
 
 class CappedScore(PlainScore):
-    """softmax(c·tanh(scale·q·k/c)) v: fused in what is compiled for a GPU, with the T × T matrix elsewhere."""
+    """softmax(c·tanh(scale·q·k/c)) v: fused in what is compiled for a GPU, with the logits in memory elsewhere."""
 
     def __init__(self, scale: float, cap: float) -> None:
         super().__init__(scale)
@@ -91,8 +116,11 @@ class CappedScore(PlainScore):
         """The mixed values."""
         if capped.serves(q_BxHxTxK):
             return capped.capped_attention(q_BxHxTxK, k_BxHxTxK, v_BxHxTxK, self.scale, self.cap)
-        tanh_BxHxTxT = torch.tanh(self.logits(q_BxHxTxK, k_BxHxTxK) / self.cap)
-        return causal_softmax(self.cap * tanh_BxHxTxT).type_as(v_BxHxTxK) @ v_BxHxTxK
+        return by_rows(self._mix, q_BxHxTxK, k_BxHxTxK, v_BxHxTxK)
+
+    def _mix(self, q_BxHxRxK: Tensor, k_BxHxTxK: Tensor, v_BxHxTxK: Tensor) -> Tensor:
+        tanh_BxHxRxT = torch.tanh(self.logits(q_BxHxRxK, k_BxHxTxK) / self.cap)
+        return causal_softmax(self.cap * tanh_BxHxRxT).type_as(v_BxHxTxK) @ v_BxHxTxK
 
 
 class ClippedScore(PlainScore):
@@ -104,9 +132,12 @@ class ClippedScore(PlainScore):
 
     def forward(self, q_BxHxTxK: Tensor, k_BxHxTxK: Tensor, v_BxHxTxK: Tensor) -> Tensor:
         """The mixed values."""
-        p_BxHxTxT = causal_softmax(self.logits(q_BxHxTxK, k_BxHxTxK))
-        p_BxHxTxT = ((self.zeta - self.gamma) * p_BxHxTxT + self.gamma).clamp(0, 1)
-        return p_BxHxTxT.type_as(v_BxHxTxK) @ v_BxHxTxK
+        return by_rows(self._mix, q_BxHxTxK, k_BxHxTxK, v_BxHxTxK)
+
+    def _mix(self, q_BxHxRxK: Tensor, k_BxHxTxK: Tensor, v_BxHxTxK: Tensor) -> Tensor:
+        p_BxHxRxT = causal_softmax(self.logits(q_BxHxRxK, k_BxHxTxK))
+        p_BxHxRxT = ((self.zeta - self.gamma) * p_BxHxRxT + self.gamma).clamp(0, 1)
+        return p_BxHxRxT.type_as(v_BxHxTxK) @ v_BxHxTxK
 
 
 def build_score(scheme: Scheme, shape: ModelShape) -> PlainScore:

@@ -95,22 +95,26 @@ def memory_needed(spec: TrialSpec, gpus_per_trial: int = 1) -> int:
     Parameters count 24 bytes: weight, gradient, two moments, the copy that gives the update norm, one to spare.
     Activations of a micro-batch count what autograd keeps of a block: of compiled ones in bf16, 31 bytes a token and
     channel were seen at 135M and 780M on an H200; and of the logits, of which a part is held at a time. Scores that
-    need it, their T × T matrices.
+    need them in memory, their logits.
     """
     import torch
 
     from lrsweep.model import GPT
-    from lrsweep.train.step import MAX_LOGITS
+    from lrsweep.model.attention import ROWS
+    from lrsweep.train.chunks import MAX_LOGITS
 
     with torch.device("meta"):
         n_params = GPT(spec.scheme, spec.body, spec.shape).n_params()
     shape, train, on_gpu = spec.shape, spec.train, spec.device == "cuda"
     tokens = (train.micro_batch or train.batch_size // gpus_per_trial) * shape.seq_len
     materialised = spec.scheme.prob_clip is not None or (spec.scheme.logit_cap is not None and not on_gpu)
-    scores = 4 * shape.n_heads * shape.seq_len * 4 if materialised else 0
-    of_block = (36 if train.precision == "bf16" else 136) * shape.d_model + scores
+    # Four times in fp32: of all layers if they are kept for the backward, else of the one that is at work.
+    scores = 16 * shape.n_heads * shape.seq_len if materialised else 0
+    kept = shape.seq_len <= ROWS
+    of_block = (36 if train.precision == "bf16" else 136) * shape.d_model + (scores if kept else 0)
+    at_work = 0 if kept else tokens // shape.seq_len * ROWS * scores
     logits = min(tokens * shape.vocab_size, MAX_LOGITS) * (6 if train.precision == "bf16" else 12)
-    return 24 * n_params + tokens * shape.n_layers * of_block + logits
+    return 24 * n_params + tokens * shape.n_layers * of_block + at_work + logits
 
 
 _PROCESS_BYTES = 1 << 29

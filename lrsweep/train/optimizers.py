@@ -6,7 +6,7 @@ it is not, no weight moves and nothing non-finite enters a moment.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from lrsweep.config import TrainConfig
 from lrsweep.model import GPT
 from lrsweep.model.gpt import is_matrix
 from lrsweep.train import gpu_adamw
+from lrsweep.train.halves import Halves
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,13 +34,13 @@ class Group:
     """Whether these are the matrices inside the blocks."""
 
 
-Halves = Mapping[Tensor, Tensor]
-"""bf16 copies, by the weight in whose place they multiply. AdamW on a GPU keeps them, nothing else can."""
-
-
-def on_gpu(tensor: Tensor) -> bool:
-    """Whether AdamW runs in lrsweep's own kernel there."""
+def _on_gpu(tensor: Tensor) -> bool:
     return tensor.is_cuda and gpu_adamw.available()
+
+
+def keeps_halves(train: TrainConfig, lr: Tensor) -> bool:
+    """Whether the optimizer that ``train`` asks for can keep bf16 copies of weights where ``lr`` is."""
+    return train.optimizer == "adamw" and _on_gpu(lr)
 
 
 def norm_of_gradients(parameters: Sequence[Tensor]) -> Tensor:
@@ -113,7 +114,7 @@ class AdamW:
 
     def __init__(self, groups: Sequence[Group], train: TrainConfig, lr: Tensor, halves: Halves) -> None:
         groups = [g for g in groups if g.params]
-        self.accounts = on_gpu(lr)
+        self.accounts = _on_gpu(lr)
         self._adamw = _GPUAdamW(groups, train, lr, halves) if self.accounts else _TorchAdamW(groups, train, lr)
 
     def gradient_norm(self) -> Tensor:

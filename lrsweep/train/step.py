@@ -24,16 +24,15 @@ from lrsweep.config import Body, ModelShape, TrainConfig, TrialSpec
 from lrsweep.model import GPT, ProbeLevel, init_weights
 from lrsweep.model.block import Seen
 from lrsweep.model.gpt import Sums
-from lrsweep.model.linear import Linear
 from lrsweep.model.moments import Moments
 from lrsweep.schemes import Scheme
-from lrsweep.train.optimizers import OPTIMIZERS, Optimizer, groups_of, on_gpu
+from lrsweep.train.chunks import loss_by_chunks, n_chunks
+from lrsweep.train.halves import Halves, give_halves, refresh
+from lrsweep.train.optimizers import OPTIMIZERS, Optimizer, groups_of, keeps_halves
 from lrsweep.train.ranks import Ranks
 
 SCALARS = ("loss", "grad_norm", "update_norm", "log_z", "skipped")
 """Per-step statistics: training loss (nats), gradient norm before the clip, ‖Δθ‖/‖θ‖, mean log Z, 1 if guarded."""
-MAX_LOGITS = 2**31 - 1
-"""Output logits held at a time: 4 GiB of bf16, and as many as a 32-bit index reaches. More go in chunks of tokens."""
 _EVAL_LOGITS = 2**27
 """Output logits that an evaluation holds at a time, in fp32 and several times over: nothing is fused there."""
 
@@ -133,10 +132,11 @@ class Engine:
         groups = groups_of(self.model, train, key.weight_decay)
         # Whoever moves weights after the optimizer has moved them makes its own account of the update void.
         moved_later = key.scheme.geometry != "free" or key.scheme.qk_clip is not None
-        self._halves: dict[Tensor, Tensor] = {}
-        plain = train.optimizer == "adamw" and on_gpu(self._lr) and self._micros == 1 and ranks is None
-        if plain and train.precision == "bf16" and not moved_later:
-            self._halve()
+        self._halves: Halves = {}
+        added_up = self._micros > 1 or ranks is not None
+        if train.precision == "bf16" and keeps_halves(train, self._lr) and not (moved_later or added_up):
+            chunked = n_chunks(train.batch_size * seq, key.shape.vocab_size) > 1
+            self._halves = give_halves(self.model, without=self.model.head if chunked else None)
         self._optimizer: Optimizer = OPTIMIZERS[train.optimizer](groups, train, self._lr, self._halves)
         self._before: list[Tensor] = []
         if moved_later or not self._optimizer.accounts:
@@ -166,28 +166,10 @@ class Engine:
             block.compile(backend=backend)
         self._loss_sums = torch.compile(self.model.loss_sums, backend=backend)
 
-    def _halve(self) -> None:
-        """Give each linear layer a bf16 copy of its weight, which autocast would else make anew for every step.
-
-        Its gradient, bf16 as autocast computes it, then needs no fp32 copy either. Where gradients are added up they
-        must be fp32, and where others than the optimizer move weights the copies would fall behind.
-        """
-        chunked = self._chunks(self.key.train.batch_size * self.key.shape.seq_len) > 1
-        for module in self.model.modules():
-            # Over chunks of tokens the head's gradient is added up as well.
-            if isinstance(module, Linear) and not (chunked and module is self.model.head):
-                module.bf16 = module.weight.detach().to(torch.bfloat16).requires_grad_()
-                self._halves[module.weight] = module.bf16
-
-    def _refresh_halves(self) -> None:
-        with torch.no_grad():
-            for weight, half in self._halves.items():
-                half.copy_(weight)
-
     def reset(self, seed: int) -> None:
         """Initial weights of ``seed``, fresh optimizer; in place, so that a captured graph stays valid."""
         init_weights(self.model, seed)
-        self._refresh_halves()
+        refresh(self._halves)
         self.model.train()
         for _, state in self._optimizer.states():
             for value in state.values():
@@ -201,9 +183,6 @@ class Engine:
         # A capture must not reuse a cast that was cached outside it.
         enabled = self.key.train.precision == "bf16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
-
-    def _chunks(self, n_tokens: int) -> int:
-        return -(-n_tokens * self.key.shape.vocab_size // MAX_LOGITS)
 
     def _arm(self, complete: bool) -> None:
         """Say whether the next backward completes the gradients, so that other ranks may have them as they come."""
@@ -219,36 +198,23 @@ class Engine:
         with self._autocast():
             x_BxTxD, seen = self.model.hidden(window_BxT[:, :-1], probe)
             head_VxD = self.model.head.matrix()
-            chunks = self._chunks(targets_BxT.numel())
-            if chunks == 1:
-                sums = self._loss_sums(x_BxTxD, head_VxD, targets_BxT, self.key.train.z_loss)
+        chunks = n_chunks(targets_BxT.numel(), self.key.shape.vocab_size)
         if chunks == 1:
+            sums = torch.stack(self._sums_of(x_BxTxD, head_VxD, targets_BxT)) * per_token
             self._arm(last)
-            (sums[0] * per_token).backward()  # type: ignore[no-untyped-call]
-            return torch.stack([s.detach() for s in sums]) * per_token, seen
+            sums[0].backward()  # type: ignore[no-untyped-call]
+            return sums.detach(), seen
         self._arm(False)  # What lies behind the stream gets a part of its gradient with each chunk.
-        total, *gradients = self._by_chunks(x_BxTxD, head_VxD, targets_BxT, chunks, per_token)
+        sums, *gradients = loss_by_chunks(
+            self._sums_of, x_BxTxD, head_VxD, targets_BxT, chunks=chunks, factor=per_token
+        )
         self._arm(last)
         torch.autograd.backward([x_BxTxD, head_VxD], gradients)
-        return total, seen
+        return sums, seen
 
-    def _by_chunks(
-        self, x_BxTxD: Tensor, head_VxD: Tensor, targets_BxT: Tensor, chunks: int, per_token: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Sums of the loss, and its gradients on the stream and on the head's matrix, a part of the tokens at a time.
-
-        Each part has its backward as soon as it has its loss: the logits are computed once, as without chunks.
-        """
-        x_MxD, head = x_BxTxD.flatten(0, 1).detach().requires_grad_(), head_VxD.detach().requires_grad_()
-        totals = []
-        for x, targets in zip(x_MxD.chunk(chunks), targets_BxT.flatten().chunk(chunks), strict=True):
-            with self._autocast():
-                sums = self._loss_sums(x[None], head, targets[None], self.key.train.z_loss)
-            (sums[0] * per_token).backward()  # type: ignore[no-untyped-call]
-            totals.append(torch.stack([s.detach() for s in sums]) * per_token)
-        assert x_MxD.grad is not None
-        assert head.grad is not None
-        return torch.stack(totals).sum(dim=0), x_MxD.grad.view_as(x_BxTxD), head.grad
+    def _sums_of(self, x_BxTxD: Tensor, head_VxD: Tensor, targets_BxT: Tensor) -> Sums:
+        with self._autocast():
+            return self._loss_sums(x_BxTxD, head_VxD, targets_BxT, self.key.train.z_loss)
 
     @contextlib.contextmanager
     def _beside(self) -> Iterator[None]:

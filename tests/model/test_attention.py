@@ -132,6 +132,22 @@ def test_soft_cap_bounds_the_logits(seed: int, cap: float, size: float) -> None:
     assert capped_rms == pytest.approx((cap * torch.tanh(logits[past] / cap)).square().mean().sqrt().item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("score", [CappedScore(0.7, 5.0), ClippedScore(0.7, 1.03, -0.03)], ids=["cap", "clip"])
+@pytest.mark.parametrize("seq", [9, 10, 12, 15])
+def test_a_block_of_rows_at_a_time_gives_the_same(score: PlainScore, seq: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 5 queries, the last one smaller: values and all three gradients, eager and traced ahead of time."""
+    inputs = [normal(2, 2, seq, 8, seed=seed, scale=2.0).requires_grad_() for seed in range(3)]
+    weight = normal(2, 2, seq, 8, seed=4)
+    whole = score(*inputs)
+    expected = [whole, *torch.autograd.grad((whole * weight).sum(), inputs)]
+    monkeypatch.setattr("lrsweep.model.attention.ROWS", 5)
+    torch.compiler.reset()
+    for function in (score, torch.compile(score, backend="aot_eager", fullgraph=True)):
+        found = function(*inputs)
+        for ours, theirs in zip((found, *torch.autograd.grad((found * weight).sum(), inputs)), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
 def test_soft_cap_of_50_leaves_small_logits_alone() -> None:
     """c·tanh(x/c) = x − x³/(3c²) + …: below 1 the cap of 50 moves a logit by less than 1.4e-4."""
     q, k = normal(1, 1, 6, 8, seed=0, scale=0.3), normal(1, 1, 6, 8, seed=1, scale=0.3)

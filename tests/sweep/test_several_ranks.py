@@ -107,7 +107,9 @@ def test_it_is_recorded_and_freezes_nothing(on_two: Path) -> None:
     assert whole_trials(on_two) == before
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill-9"])
+@pytest.mark.parametrize(
+    "how", [pytest.param(signal.SIGINT, id="ctrl-c", marks=pytest.mark.full), pytest.param(signal.SIGKILL, id="kill-9")]
+)
 def test_an_interrupted_sweep_leaves_no_rank_and_is_resumed(
     running: subprocess.Popen[str], on_two: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
@@ -126,7 +128,7 @@ def test_an_interrupted_sweep_leaves_no_rank_and_is_resumed(
     same_losses(tmp_path / "out", on_two)
 
 
-@pytest.mark.parametrize("kind", ["Peer", "ResourceTrainable"])
+@pytest.mark.parametrize("kind", ["Peer", pytest.param("ResourceTrainable", marks=pytest.mark.full)])
 def test_a_killed_rank_is_made_good(running: subprocess.Popen[str], on_two: Path, tmp_path: Path, kind: str) -> None:
     wait_for(lambda: bool(workers_of(running, kind)))
     ranks = [*workers_of(running, "Peer"), *workers_of(running, "ResourceTrainable")]
@@ -152,11 +154,16 @@ class Changing(dict[str, Corpus]):
 @pytest.mark.parametrize(
     ("lead", "peer", "reason"),
     [
-        (True, False, r"its worker was lost 3 times \(rank 1 of 2, peer of process \d+: KeyError: '0.2m'\)"),
-        (False, True, "KeyError: '0.2m'"),
-        (False, False, "KeyError: '0.2m'"),
+        pytest.param(
+            True,
+            False,
+            r"its worker was lost 3 times \(rank 1 of 2, peer of process \d+: KeyError: '0.2m'\)",
+            id="of a peer",
+            marks=pytest.mark.full,
+        ),
+        pytest.param(False, True, "KeyError: '0.2m'", id="of rank 0", marks=pytest.mark.full),
+        pytest.param(False, False, "KeyError: '0.2m'", id="of all"),
     ],
-    ids=["of a peer", "of rank 0", "of all"],
 )
 def test_a_fault_of_the_program_ends_the_trial_and_says_whose(
     lead: bool, peer: bool, reason: str, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch

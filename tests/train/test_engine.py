@@ -613,7 +613,7 @@ def test_a_bad_batch_leaves_no_trace_in_captured_steps() -> None:
 
 @pytest.mark.parametrize(
     ("name", "rtol"),
-    [("preln", 1e-3), ("qknorm_cap+zloss", 1e-3), ("preln+muon+qk_clip", 1e-3), ("sigma_reparam", 1e-2)],
+    [("preln", 1e-3), ("qknorm_cap+zloss", 1e-3), ("preln+muon+qk_clip", 1e-3), ("sigma_reparam", 3e-2)],
 )
 def test_micro_batches_add_up_to_the_batch(name: str, rtol: float) -> None:
     """A batch of 6 at once, and as 3 × 2 and 6 × 1: losses, norms and statistics of ten steps, and the weights.
@@ -655,7 +655,7 @@ def test_chunks_of_tokens_change_the_loss_by_rounding_alone(
     data, lrs = batches(6), warmup_and_fall(6, 3e-3)
     whole = engine_of(name, micro_batch=micro_batch)
     expected = train(whole, data, lrs, ProbeLevel.ALL)
-    monkeypatch.setattr("lrsweep.train.step.MAX_LOGITS", 5 * SHAPE.vocab_size)
+    monkeypatch.setattr("lrsweep.train.chunks.MAX_LOGITS", 5 * SHAPE.vocab_size)
     engine = engine_of(name, micro_batch=micro_batch)
     found = train(engine, data, lrs, ProbeLevel.ALL)
     np.testing.assert_allclose(found.scalars_RxS, expected.scalars_RxS, rtol=1e-4, atol=1e-6)
