@@ -20,21 +20,29 @@ _GROUP = 256
 
 
 def token_squares(*parts: Tensor) -> Tensor:
-    """Sums of squares over heads or other groups of channels (B, T, G), whose sum is a token's squared L2 norm.
+    """Sums of squares over groups of channels (B, T, G), which add up to each token's squared L2 norm, in fp32.
 
-    Of (B, T, H, K) each head is a group; of (B, T, F) up to 256 channels are. In fp32, and of all parts that a layer's
-    output is held in, added up. A compiler puts it into the kernel that reads the part anyway; it keeps that kernel's
-    shape where the groups are small.
+    Args:
+        parts: what a layer's output (B, T, F) is held in, alike in shape; or heads of it (B, T, H, K).
+
+    A compiler puts squares and sums into the kernel that reads a part anyway, and keeps the shape of that kernel where
+    groups are small: heads, or 256 channels. Uncompiled, one pass over the part gives its norm.
     """
-    squares = [_in_groups(at_least_fp32(part.detach())).square().sum(dim=-1) for part in parts]
-    return sum(squares[1:], start=squares[0]).float()
+    of_part = _squares_of_groups if torch.compiler.is_compiling() else _square_of_norm
+    squares = [of_part(part.detach()) for part in parts]
+    return sum(squares[1:], start=squares[0])
 
 
-def _in_groups(x: Tensor) -> Tensor:
-    if x.ndim == 4:
-        return x
-    width = x.shape[-1]
-    return x.view(*x.shape[:-1], -1, _GROUP if width % _GROUP == 0 else width)
+def _squares_of_groups(x: Tensor) -> Tensor:
+    if x.ndim == 3:
+        width = x.shape[-1]
+        x = x.view(*x.shape[:-1], -1, _GROUP if width % _GROUP == 0 else width)
+    return at_least_fp32(x).square().sum(dim=-1).float()
+
+
+def _square_of_norm(x: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(x.flatten(2), dim=-1, keepdim=True, dtype=torch.float32)
+    return norms.square()
 
 
 def at_least_fp32(x: Tensor) -> Tensor:

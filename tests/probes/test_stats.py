@@ -157,10 +157,10 @@ def test_token_squares_equal_brute_force_however_the_output_is_cut_up(
     expected = [sum(v * v for v in token) for token in y.double().flatten(0, 1).tolist()]
     first, second = y.chunk(2, dim=-1)
     heads = y.unflatten(-1, (2, width))
-    for squares, groups in ((token_squares(y), 1), (token_squares(first, second), 1), (token_squares(heads), 2)):
+    for squares in (token_squares(y), token_squares(first, second), token_squares(heads)):
         assert squares.dtype == torch.float32
-        assert squares.shape == (batch, seq, groups)
-        assert squares.sum(-1).flatten().tolist() == pytest.approx(expected, rel=1e-5, abs=1e-37)
+        assert squares.shape == (batch, seq, 1)
+        assert squares.flatten().tolist() == pytest.approx(expected, rel=1e-5, abs=1e-37)
 
 
 def test_token_squares_of_half_types_are_taken_in_fp32() -> None:
@@ -169,11 +169,15 @@ def test_token_squares_of_half_types_are_taken_in_fp32() -> None:
     assert token_squares(torch.ones(2, 3, 4097, dtype=torch.bfloat16)).unique().item() == 4097
 
 
-def test_token_squares_of_wide_outputs_come_in_groups_of_256() -> None:
-    y = normal(2, 3, 1024, seed=1)
-    squares = token_squares(y)
-    assert squares.shape == (2, 3, 4)
-    torch.testing.assert_close(squares[..., 1], y[..., 256:512].square().sum(-1))
+def test_compiled_token_squares_come_in_groups_of_256_channels_or_a_head() -> None:
+    """Traced ahead of time and run by eager kernels; what they add up to is the uncompiled square."""
+    torch.compiler.reset()
+    traced = torch.compile(token_squares, backend="aot_eager", fullgraph=True)
+    for y, groups in ((normal(2, 3, 1024, seed=1), 4), (normal(2, 3, 300, seed=2), 1), (normal(2, 3, 5, 8, seed=3), 5)):
+        squares = traced(y, 2 * y)
+        assert squares.shape == (2, 3, groups)
+        torch.testing.assert_close(squares.sum(-1, keepdim=True), token_squares(y, 2 * y))
+        torch.testing.assert_close(squares[..., 0], 5 * y.flatten(2)[..., : y[0, 0].numel() // groups].square().sum(-1))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
