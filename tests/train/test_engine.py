@@ -613,7 +613,7 @@ def test_a_bad_batch_leaves_no_trace_in_captured_steps() -> None:
 
 @pytest.mark.parametrize(
     ("name", "steps", "rtol"),
-    [("preln", 10, 1e-3), ("qknorm_cap+zloss", 10, 1e-3), ("preln+muon+qk_clip", 10, 1e-3), ("sigma_reparam", 4, 1e-2)],
+    [("preln", 10, 1e-3), ("qknorm_cap+zloss", 10, 1e-3), ("preln+muon+qk_clip", 10, 1e-3), ("sigma_reparam", 4, 3e-2)],
 )
 def test_micro_batches_add_up_to_the_batch(name: str, steps: int, rtol: float) -> None:
     """A batch of 6 at once, and as 3 × 2 and 6 × 1: losses, norms, statistics and weights.
