@@ -186,38 +186,41 @@ def main(bench: Bench) -> None:
     logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
     trainees = {name: Trainee(bench, device, VARIANTS[name]) for name in dict.fromkeys(("bare", *bench.variants))}
     probed = {name: trainee for name, trainee in trainees.items() if isinstance(trainee.attached, Probe)}
-    # (variant, steps from one reading to the next)
-    runs = list(dict.fromkeys([(name, 1) for name in trainees] + [(name, bench.steps) for name in probed]))
+    # (variant, steps from one reading to the next, whether it is read one late)
+    runs = [(name, 1, False) for name in trainees]
+    for name in probed:
+        runs += [(name, 1, True), (name, bench.steps, False)]
+    runs = list(dict.fromkeys(runs))
 
-    def timed(name: str, every: int) -> float:
+    def timed(name: str, every: int, late: bool) -> float:
         trainee = trainees[name]
         _synchronize(device)
         began = clock()
         for step in range(1, bench.steps + 1):
             trainee.step(tokens)
             if isinstance(trainee.attached, Probe) and step % every == 0:
-                trainee.attached.read()
+                trainee.attached.read_late() if late else trainee.attached.read()
         _synchronize(device)
         return clock() - began
 
     differences = {}
     for name in trainees:
         began = time.perf_counter()
-        timed(name, 1)
+        timed(name, 1, False)
         print(f"{name}: first {bench.steps} steps {time.perf_counter() - began:.0f} s", flush=True)
     for name, trainee in probed.items():
         differences[name] = compiled_against_eager(trainee, tokens)
         print(f"{name}: compiled against eager values, largest relative difference {differences[name]:.2g}", flush=True)
-    seconds: dict[tuple[str, int], list[float]] = {run: [] for run in runs}
+    seconds: dict[tuple[str, int, bool], list[float]] = {run: [] for run in runs}
     for i in range(bench.rounds):
         for run in runs[i % len(runs) :] + runs[: i % len(runs)]:
             seconds[run].append(timed(*run))
     costs = {}
     for run in runs:
-        label = (
-            run[0] if run[0] not in probed else f"{run[0]}, read every {'step' if run[1] == 1 else f'{run[1]} steps'}"
-        )
-        costs[label] = c = cost(seconds[run], seconds["bare", 1], bench.steps)
+        name, every, late = run
+        how = f", read {'late ' if late else ''}every {'step' if every == 1 else f'{every} steps'}"
+        label = name + (how if name in probed else "")
+        costs[label] = c = cost(seconds[run], seconds["bare", 1, False], bench.steps)
         print(f"{label:<32}{c.step_ms:8.2f} ms  {c.ratio:.4f} ({c.low:.4f} to {c.high:.4f})", flush=True)
     if bench.out is not None:
         record = {

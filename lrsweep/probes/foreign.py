@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lrsweep.errors import UserError
 from lrsweep.probes.layers import find_places
@@ -23,6 +23,10 @@ from lrsweep.probes.pool import EMPTY, Pool
 from lrsweep.probes.watch import Switch, is_watched, watch_logits, watch_output
 
 _NORMS, _LOGITS = ("l2_rms", "l2_max"), ("logit_rms", "logit_max")
+Rows = dict[tuple[int, str], list[float]]
+"""(mean square, number, largest) by layer and site."""
+Fetched = Callable[[], Rows]
+"""Waits for a copy that has begun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,8 @@ class Probe:
         self._logits_every = int(logits)
         self._logits = Switch(on=bool(logits))
         self._readings = 0
+        self._checked = False
+        self._late: Fetched | None = None
         self._pools = [
             Pool(place, _device_of(place.modules[0], device)) for place in places if logits or place.site != "attn"
         ]
@@ -106,11 +112,25 @@ class Probe:
         Raises:
             UserError: at the first reading, if nothing was measured.
         """
-        rows = self._fetch()
-        if self._readings == 0:
+        return self._reading(self._fetch())
+
+    def read_late(self) -> Reading | None:
+        """As :meth:`read`, one call late: begins this reading and returns the one that the last call began.
+
+        The host then never waits for the step it has just launched, so that a reading at every step costs a step
+        nothing. None at the first call; the last reading begun is had by one call more.
+
+        Raises:
+            UserError: at the second call, if nothing was measured before the first.
+        """
+        late, self._late = self._late, self._fetch()
+        return None if late is None else self._reading(late)
+
+    def _reading(self, arrived: Fetched) -> Reading:
+        rows = arrived()
+        if not self._checked:
             self._check(rows)
-        self._readings += 1
-        self._logits.on = bool(self._logits_every) and self._readings % self._logits_every == 0
+            self._checked = True
         values = {}
         for (layer, site), (square, count, largest) in rows.items():
             if count != 0:
@@ -133,14 +153,23 @@ class Probe:
     ) -> None:
         self.detach()
 
-    def _fetch(self) -> dict[tuple[int, str], list[float]]:
-        """(mean square, number, largest) by layer and site; the pools are emptied. One copy a device."""
-        rows: dict[tuple[int, str], list[float]] = {pool.key: [] for pool in self._pools}
+    def _fetch(self) -> Fetched:
+        """Begin the copies of (mean square, number, largest) by layer and site, one a device; the pools are emptied."""
+        self._readings += 1
+        self._logits.on = bool(self._logits_every) and self._readings % self._logits_every == 0
+        copies = []
         for pools, empty in self._by_device:
             moments = [pool.moments for pool in pools]
-            rows |= zip((pool.key for pool in pools), torch.stack(moments).tolist(), strict=True)
+            copies.append(([pool.key for pool in pools], _to_host(torch.stack(moments))))
             torch._foreach_copy_(moments, [empty] * len(moments))
-        return rows
+
+        def arrived() -> Rows:
+            rows: Rows = {pool.key: [] for pool in self._pools}
+            for keys, copy in copies:
+                rows |= zip(keys, copy().tolist(), strict=True)
+            return rows
+
+        return arrived
 
     def _check(self, rows: Mapping[tuple[int, str], Sequence[float]]) -> None:
         """Say what a silent layer means: a compiler does not look for hooks in code that it has compiled before."""
@@ -160,6 +189,22 @@ class Probe:
             )
         for names in silent.values():
             warnings.warn(f"nothing was measured at {', '.join(names)}", stacklevel=3)
+
+
+def _to_host(tensor: Tensor) -> Callable[[], Tensor]:
+    """Begin a copy to the host; the function waits for it."""
+    if not tensor.is_cuda:
+        return lambda: tensor
+    on_host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    on_host.copy_(tensor, non_blocking=True)
+    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    done.record()
+
+    def arrived() -> Tensor:
+        done.synchronize()
+        return on_host
+
+    return arrived
 
 
 def _device_of(module: nn.Module, device: torch.device | str | None) -> torch.device:

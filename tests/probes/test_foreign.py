@@ -117,6 +117,32 @@ def test_evaluation_leaves_no_trace() -> None:
         assert_close(probe.read().values, wanted)
 
 
+def test_a_late_reading_is_the_one_that_the_call_before_began() -> None:
+    """Three steps read late, beside their own plain readings: the same values, one call later, nothing twice."""
+    model, steps = TinyGPT(), [batch(seed=i) for i in range(3)]
+    wanted = [expected(model, tokens) for tokens in steps]
+    with Probe(model, logits=True) as probe:
+        found = []
+        for tokens in steps:
+            train_step(model, tokens)
+            found.append(probe.read_late())
+        found.append(probe.read_late())
+        rest = probe.read_late()
+    assert found[0] is None
+    for late, values in zip(found[1:], wanted, strict=True):
+        assert late is not None
+        assert_close(late.values, values)
+    assert rest is not None
+    assert rest.values == {}
+
+
+def test_a_late_reading_of_nothing_is_told() -> None:
+    with Probe(TinyGPT()) as probe:
+        assert probe.read_late() is None
+        with pytest.raises(UserError, match="nothing was measured"):
+            probe.read_late()
+
+
 def test_logits_are_measured_at_every_so_many_readings() -> None:
     model = TinyGPT()
     measured = []
