@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 
+from lrsweep.bench.rounds import paired_rounds, synchronize
 from lrsweep.probes import Probe
 from lrsweep.store import write_text
 from lrsweep.sweep.machine import command_line, hardware, versions
@@ -177,8 +179,6 @@ def main(bench: Bench) -> None:
     """Time the variants, print a line for each, and save them if asked to."""
     device = resolve_device("auto")
     tokens = torch.randint(VOCABULARY, (bench.batch_size, bench.seq_len + 1), device=device)
-    # On a shared CPU, one thread's own processor time does not count what others do with the core.
-    clock = time.process_time if device == "cpu" else time.perf_counter
     if device == "cpu":
         torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
@@ -186,41 +186,33 @@ def main(bench: Bench) -> None:
     logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
     trainees = {name: Trainee(bench, device, VARIANTS[name]) for name in dict.fromkeys(("bare", *bench.variants))}
     probed = {name: trainee for name, trainee in trainees.items() if isinstance(trainee.attached, Probe)}
-    # (variant, steps from one reading to the next, whether it is read one late)
-    runs = [(name, 1, False) for name in trainees]
-    for name in probed:
-        runs += [(name, 1, True), (name, bench.steps, False)]
-    runs = list(dict.fromkeys(runs))
 
-    def timed(name: str, every: int, late: bool) -> float:
+    def run(name: str, every: int = 1, late: bool = False) -> None:
         trainee = trainees[name]
-        _synchronize(device)
-        began = clock()
         for step in range(1, bench.steps + 1):
             trainee.step(tokens)
             if isinstance(trainee.attached, Probe) and step % every == 0:
                 trainee.attached.read_late() if late else trainee.attached.read()
-        _synchronize(device)
-        return clock() - began
+
+    variants: dict[str, Callable[[], object]] = {n: partial(run, n) for n in trainees if n not in probed}
+    for name in probed:
+        variants[f"{name}, read every step"] = partial(run, name)
+        variants[f"{name}, read late every step"] = partial(run, name, late=True)
+        if bench.steps > 1:
+            variants[f"{name}, read every {bench.steps} steps"] = partial(run, name, bench.steps)
 
     differences = {}
     for name in trainees:
         began = time.perf_counter()
-        timed(name, 1, False)
+        run(name)
+        synchronize(device)
         print(f"{name}: first {bench.steps} steps {time.perf_counter() - began:.0f} s", flush=True)
     for name, trainee in probed.items():
         differences[name] = compiled_against_eager(trainee, tokens)
         print(f"{name}: compiled against eager values, largest relative difference {differences[name]:.2g}", flush=True)
-    seconds: dict[tuple[str, int, bool], list[float]] = {run: [] for run in runs}
-    for i in range(bench.rounds):
-        for run in runs[i % len(runs) :] + runs[: i % len(runs)]:
-            seconds[run].append(timed(*run))
-    costs = {}
-    for run in runs:
-        name, every, late = run
-        how = f", read {'late ' if late else ''}every {'step' if every == 1 else f'{every} steps'}"
-        label = name + (how if name in probed else "")
-        costs[label] = c = cost(seconds[run], seconds["bare", 1, False], bench.steps)
+    seconds = paired_rounds(variants, bench.rounds, device)
+    costs = {label: cost(found, seconds["bare"], bench.steps) for label, found in seconds.items()}
+    for label, c in costs.items():
         print(f"{label:<32}{c.step_ms:8.2f} ms  {c.ratio:.4f} ({c.low:.4f} to {c.high:.4f})", flush=True)
     if bench.out is not None:
         record = {
@@ -232,11 +224,6 @@ def main(bench: Bench) -> None:
             "costs": {label: asdict(c) for label, c in costs.items()},
         }
         write_text(bench.out, json.dumps(record, indent=2) + "\n")
-
-
-def _synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

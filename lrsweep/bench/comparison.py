@@ -34,11 +34,11 @@ def compare(before: Timing, peers: Sequence[Timing], after: Timing) -> Compariso
     """Put the runs together; at least one peer, all of one size and so of as many parameters."""
     assert all(timing.n_params == before.n_params for timing in (*peers, after))
     ours = before, after
-    step_ms = [timing.step_ms["all"] for timing in ours]
+    step_ms = [timing.full_step_ms for timing in ours]
     return Comparison(
         size=before.size,
         runs=(before, *peers, after),
-        step_over_peer=statistics.mean(step_ms) / min(peer.step_ms["bare"] for peer in peers),
+        step_over_peer=statistics.mean(step_ms) / min(peer.full_step_ms for peer in peers),
         first_step_over_peer=statistics.mean(timing.first_step_s for timing in ours)
         / min(peer.first_step_s for peer in peers),
         drift=step_ms[1] / step_ms[0],

@@ -10,9 +10,14 @@ import tempfile
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from lrsweep.bench.flops import flops_per_token, mfu
 from lrsweep.bench.rounds import Ratio
+from lrsweep.config import SizePreset, find_body, find_size
+from lrsweep.schemes import find
 from lrsweep.sweep.plan import Device
+from lrsweep.train.trial import device_name
 
+_MOST_TOKENS = 2**17
 System = Literal["lrsweep", "litgpt", "transformers"]
 
 
@@ -71,11 +76,67 @@ class Timing:
     ratios: dict[str, Ratio]
     """``norms/bare``, ``all/bare``, and on a GPU ``eager/captured``; none for a peer."""
 
+    @property
+    def full_step_ms(self) -> float:
+        """Step time with all that is measured in a step; a peer measures nothing."""
+        return full_step_ms(self.step_ms)
+
+    @classmethod
+    def of(
+        cls,
+        job: Job,
+        *,
+        version: str,
+        n_params: int,
+        step_ms: dict[str, float],
+        first_step_s: float,
+        memory: tuple[float | None, float | None],
+        next_trial_s: float | None = None,
+        ratios: dict[str, Ratio] | None = None,
+    ) -> Timing:
+        """What was measured, with the rates that follow from it; ``memory`` is allocated and reserved."""
+        scheme, body, preset = find(job.arch), find_body(job.body), find_size(job.size)
+        tokens_per_s = batch_of(preset)[0] * preset.shape.seq_len / (full_step_ms(step_ms) / 1e3)
+        flops, device = flops_per_token(scheme, body, preset.shape), device_name(job.device)
+        return cls(
+            system=job.system,
+            version=version,
+            scheme=scheme.name,
+            body=body,
+            size=preset.name,
+            device=device,
+            n_params=n_params,
+            step_ms=step_ms,
+            tokens_per_s=tokens_per_s,
+            flops_per_token=flops,
+            mfu=mfu(tokens_per_s, flops, device),
+            first_step_s=first_step_s,
+            next_trial_s=next_trial_s,
+            allocated_gib=memory[0],
+            reserved_gib=memory[1],
+            ratios=ratios or {},
+        )
+
     @classmethod
     def from_json(cls, text: str) -> Timing:
         """What ``json.dumps(asdict(timing))`` wrote."""
         values = json.loads(text)
         return cls(**values | {"ratios": {name: Ratio(**found) for name, found in values["ratios"].items()}})
+
+
+def full_step_ms(step_ms: dict[str, float]) -> float:
+    """Of the variants' step times, the one that rates are made of."""
+    return step_ms.get("all", step_ms["bare"])
+
+
+def batch_of(preset: SizePreset) -> tuple[int, int]:
+    """Sequences of a step as a bench runs it, everybody's alike, and of one of its micro-batches.
+
+    The papers' batches are cut to 131,072 tokens in four micro-batches: such a step takes many seconds, of which all
+    but the first micro-batch are alike.
+    """
+    batch = max(1, min(preset.batch_size, _MOST_TOKENS // preset.shape.seq_len))
+    return batch, batch if batch == preset.batch_size else max(1, batch // 4)
 
 
 class JobError(RuntimeError):

@@ -12,19 +12,16 @@ import numpy as np
 import torch
 
 import lrsweep
-from lrsweep.bench.flops import flops_per_token, mfu
-from lrsweep.bench.job import Job, Timing
+from lrsweep.bench.job import Job, Timing, batch_of
 from lrsweep.bench.rounds import FEWEST, INTERVAL, paired_rounds, peak_memory, ratio, steps_a_round
-from lrsweep.config import SizePreset, find_body, find_size
+from lrsweep.config import find_body, find_size
 from lrsweep.model import ProbeLevel
 from lrsweep.schemes import find
 from lrsweep.sweep.plan import train_config
 from lrsweep.train import Engine, EngineKey
-from lrsweep.train.trial import device_name
 
 _LEVELS = {"bare": ProbeLevel.OFF, "norms": ProbeLevel.NORMS, "all": ProbeLevel.ALL}
 _LR = 1e-3
-_MOST_TOKENS = 2**17
 
 
 def measure(job: Job) -> Timing:
@@ -32,7 +29,9 @@ def measure(job: Job) -> Timing:
     # The engine runs eagerly what it cannot capture; such times must not pass for captured ones.
     warnings.filterwarnings("error", message="step not captured")
     scheme, body, preset = find(job.arch), find_body(job.body), find_size(job.size)
-    shape, train = preset.shape, train_config(scheme, preset, bench_batch(preset), job.device)
+    shape, (batch, micro) = preset.shape, batch_of(preset)
+    given = {"report_every": INTERVAL, "batch_size": batch, "micro_batch": micro if micro < batch else None}
+    train = train_config(scheme, preset, given, job.device)
     key = EngineKey(
         scheme=scheme, body=body, shape=shape, train=train, device=job.device, weight_decay=train.weight_decay
     )
@@ -51,7 +50,7 @@ def measure(job: Job) -> Timing:
     run(engine, ProbeLevel.ALL, 1)
     first_step_s = time.perf_counter() - began
     steps = steps_a_round(run(engine, ProbeLevel.ALL, FEWEST) / FEWEST)
-    allocated_gib, reserved_gib = peak_memory(job.device)
+    memory = peak_memory(job.device)
 
     began = time.perf_counter()
     engine.reset(1)
@@ -67,37 +66,16 @@ def measure(job: Job) -> Timing:
     ratios = {f"{name}/bare": ratio(seconds[name], seconds["bare"]) for name in ("norms", "all")}
     if "eager" in seconds:
         ratios["eager/captured"] = ratio(seconds["eager"], seconds["all"])
-    step_s = {name: statistics.median(found) / steps for name, found in seconds.items()}
-    tokens_per_s, flops = train.batch_size * shape.seq_len / step_s["all"], flops_per_token(scheme, body, shape)
-    device = device_name(job.device)
-    return Timing(
-        system=job.system,
+    return Timing.of(
+        job,
         version=lrsweep.__version__,
-        scheme=scheme.name,
-        body=body,
-        size=preset.name,
-        device=device,
         n_params=engine.n_params(),
-        step_ms={name: 1e3 * value for name, value in step_s.items()},
-        tokens_per_s=tokens_per_s,
-        flops_per_token=flops,
-        mfu=mfu(tokens_per_s, flops, device),
+        step_ms={name: 1e3 * statistics.median(found) / steps for name, found in seconds.items()},
         first_step_s=first_step_s,
         next_trial_s=next_trial_s,
-        allocated_gib=allocated_gib,
-        reserved_gib=reserved_gib,
+        memory=memory,
         ratios=ratios,
     )
-
-
-def bench_batch(preset: SizePreset) -> dict[str, int]:
-    """The preset's batch as a bench runs it: cut to :data:`_MOST_TOKENS`, and in micro-batches of a quarter of that.
-
-    A step of the papers' batches takes many seconds, of which all but the first micro-batch are alike.
-    """
-    batch = max(1, min(preset.batch_size, _MOST_TOKENS // preset.shape.seq_len))
-    fields = {"report_every": INTERVAL, "batch_size": batch}
-    return fields if batch == preset.batch_size else fields | {"micro_batch": max(1, batch // 4)}
 
 
 def eager_engine(key: EngineKey, run: Callable[[Engine, ProbeLevel, int], object]) -> Engine | None:

@@ -15,12 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lrsweep.bench.flops import flops_per_token, mfu
-from lrsweep.bench.job import Job, System, Timing
+from lrsweep.bench.job import Job, System, Timing, batch_of
 from lrsweep.bench.rounds import FEWEST, paired_rounds, peak_memory, steps_a_round, synchronize
-from lrsweep.config import ModelShape, SizePreset, find_body, find_size, mlp_width
+from lrsweep.config import ModelShape, SizePreset, find_size, mlp_width
 from lrsweep.schemes import find
-from lrsweep.train.trial import device_name
 
 Logits = Callable[[Tensor], Tensor]
 """Token ids (B, T) to logits (B, T, V)."""
@@ -90,10 +88,10 @@ class Peer:
     """A peer's model, its optimizer, and its step on one batch of random tokens."""
 
     def __init__(self, build: Build, preset: SizePreset, device: str) -> None:
-        shape = preset.shape
+        shape, (batch, self._micro_batch) = preset.shape, batch_of(preset)
         with torch.device(device):
             self.model, logits = build(shape, mlp_width(find("preln"), "llama", shape.d_model))
-            self._tokens_BxT = torch.randint(shape.vocab_size, (preset.batch_size, shape.seq_len + 1))
+            self._tokens_BxT = torch.randint(shape.vocab_size, (batch, shape.seq_len + 1))
         self.model.train()
         self._optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True
@@ -108,19 +106,22 @@ class Peer:
 
     def step(self) -> Tensor:
         """Forward, backward, clip and update; the loss before it, in nats."""
-        with torch.autocast(self._device, torch.bfloat16, enabled=self._device == "cuda"):
-            loss = self._loss(self._tokens_BxT)
-        loss.backward()  # type: ignore[no-untyped-call]
+        micro_batches = self._tokens_BxT.split(self._micro_batch)  # type: ignore[no-untyped-call]
+        total = torch.zeros((), device=self._tokens_BxT.device)
+        for tokens_BxT in micro_batches:
+            with torch.autocast(self._device, torch.bfloat16, enabled=self._device == "cuda"):
+                loss = self._loss(tokens_BxT) / len(micro_batches)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
+        return total
 
 
 def measure(job: Job) -> Timing:
     """Time a peer's step on random tokens."""
     build, preset = PEERS[job.system](), find_size(job.size)
-    scheme, body = find(job.arch), find_body(job.body)
     torch.set_float32_matmul_precision("high")
 
     def run(steps: int) -> float:
@@ -135,26 +136,13 @@ def measure(job: Job) -> Timing:
     run(1)
     first_step_s = time.perf_counter() - began
     steps = steps_a_round(run(FEWEST) / FEWEST)
-    allocated_gib, reserved_gib = peak_memory(job.device)
+    memory = peak_memory(job.device)
     seconds = paired_rounds({"bare": lambda: run(steps)}, job.rounds, job.device)["bare"]
-    step_s = statistics.median(seconds) / steps
-    tokens_per_s, flops = preset.batch_size * preset.shape.seq_len / step_s, flops_per_token(scheme, body, preset.shape)
-    device = device_name(job.device)
-    return Timing(
-        system=job.system,
+    return Timing.of(
+        job,
         version=importlib.metadata.version(job.system),
-        scheme=scheme.name,
-        body=body,
-        size=preset.name,
-        device=device,
         n_params=sum(p.numel() for p in peer.model.parameters()),
-        step_ms={"bare": 1e3 * step_s},
-        tokens_per_s=tokens_per_s,
-        flops_per_token=flops,
-        mfu=mfu(tokens_per_s, flops, device),
+        step_ms={"bare": 1e3 * statistics.median(seconds) / steps},
         first_step_s=first_step_s,
-        next_trial_s=None,
-        allocated_gib=allocated_gib,
-        reserved_gib=reserved_gib,
-        ratios={},
+        memory=memory,
     )

@@ -40,7 +40,7 @@ def peers_table(comparison: Comparison) -> Table:
     """A row a run, in the order they ran; lrsweep with all its probes on."""
     runs = comparison.runs
     columns = {
-        "step": [_ms(t.step_ms.get("all", t.step_ms["bare"])) for t in runs],
+        "step": [_ms(t.full_step_ms) for t in runs],
         "tokens/s": [f"{t.tokens_per_s:,.0f}" for t in runs],
         "first step": [f"{t.first_step_s:.1f} s" for t in runs],
         "memory": [_gib(t) for t in runs],

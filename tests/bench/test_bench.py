@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lrsweep.bench.job import Job, JobError, System, Timing, run_job
+from lrsweep.bench.job import Job, JobError, System, Timing, batch_of, run_job
 from lrsweep.bench.peers import PEERS, Peer
 from lrsweep.config import find_size, mlp_width
 from lrsweep.model import GPT
@@ -28,6 +28,26 @@ gpu_decides = pytest.mark.skipif(torch.cuda.is_available(), reason="states what 
 
 def job(system: System, arch: str, body: str, size: str = "0.2m") -> Job:
     return Job(system=system, arch=arch, body=body, size=size, device="cpu", rounds=2)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [("10m", (64, 64)), ("135m", (32, 32)), ("350m", (64, 16)), ("830m", (32, 8))]
+)
+def test_the_papers_batches_are_cut_for_everybody(size: str, expected: tuple[int, int]) -> None:
+    assert batch_of(find_size(size)) == expected
+
+
+@pytest.mark.parametrize("peer", INSTALLED)
+def test_a_peer_takes_the_same_step_in_micro_batches(peer: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean over parts of 2 sequences is the loss of all 8, and so is the step: the losses after it agree too."""
+    losses = []
+    for micro in (8, 2):
+        monkeypatch.setattr("lrsweep.bench.peers.batch_of", lambda preset, micro=micro: (8, micro))
+        torch.manual_seed(0)
+        one = Peer(PEERS[peer](), find_size("0.2m"), "cpu")
+        losses.append([one.step().item() for _ in range(3)])
+    assert losses[0][2] < losses[0][0]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 def test_worker_measures_our_step() -> None:
