@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from lrsweep.detect.detector import LARGEST_LOSS
 from lrsweep.errors import UserError
+from lrsweep.host_copy import begin_copy
 from lrsweep.integrations.ranks import collective_device, world_size
 
 Scalar = float | torch.Tensor
@@ -106,16 +107,8 @@ class LaggedReader:
         with torch.cuda.stream(stream):
             if reduce:
                 dist.all_reduce(tensor)  # this stream waits for it, the host and the training do not
-            on_host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-            on_host.copy_(tensor, non_blocking=True)
-            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            done.record(stream)
+            arrived = begin_copy(tensor)
         tensor.record_stream(stream)
-
-        def arrived() -> torch.Tensor:
-            done.synchronize()
-            return on_host
-
         return arrived
 
     def state_dict(self) -> list[list[Any]]:

@@ -15,9 +15,10 @@ from types import TracebackType
 from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lrsweep.errors import UserError
+from lrsweep.host_copy import begin_copy
 from lrsweep.probes.layers import find_places
 from lrsweep.probes.pool import EMPTY, Pool
 from lrsweep.probes.watch import Switch, is_watched, watch_logits, watch_output
@@ -160,7 +161,7 @@ class Probe:
         copies = []
         for pools, empty in self._by_device:
             moments = [pool.moments for pool in pools]
-            copies.append(([pool.key for pool in pools], _to_host(torch.stack(moments))))
+            copies.append(([pool.key for pool in pools], begin_copy(torch.stack(moments))))
             torch._foreach_copy_(moments, [empty] * len(moments))
 
         def arrived() -> Rows:
@@ -189,22 +190,6 @@ class Probe:
             )
         for names in silent.values():
             warnings.warn(f"nothing was measured at {', '.join(names)}", stacklevel=3)
-
-
-def _to_host(tensor: Tensor) -> Callable[[], Tensor]:
-    """Begin a copy to the host; the function waits for it."""
-    if not tensor.is_cuda:
-        return lambda: tensor
-    on_host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    on_host.copy_(tensor, non_blocking=True)
-    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    done.record()
-
-    def arrived() -> Tensor:
-        done.synchronize()
-        return on_host
-
-    return arrived
 
 
 def _device_of(module: nn.Module, device: torch.device | str | None) -> torch.device:
