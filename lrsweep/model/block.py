@@ -110,7 +110,6 @@ class Block(nn.Module):
         self.mlp = MLPS[body](scheme, body, shape)
         self.fc2_norm = in_turn(norm_if(scheme.fc2_norm), scale(constant.fc2))
         self.mlp_residual = residual(scheme, body, shape)
-        self.clips_heads = scheme.qk_clip is not None
 
     def forward(self, x_BxTxD: Tensor, cos: Tensor, sin: Tensor, probe: ProbeLevel) -> tuple[Tensor, Seen]:
         """The stream after the block, and what of it ``probe`` wants measured."""
@@ -125,6 +124,6 @@ class Block(nn.Module):
         if probe != ProbeLevel.OFF:
             parts = tuple(token_squares(part) for part in qkv.parts)
             rest = token_squares(proj), token_squares(*fc1), token_squares(fc2)
-        if probe == ProbeLevel.ALL or (self.clips_heads and self.training):
+        if probe == ProbeLevel.ALL or (self.attn.qk_clip is not None and self.training):
             logits = qkv.q_BxHxTxK.detach(), qkv.k_BxHxTxK.detach()
         return x_BxTxD, Seen(parts, rest, logits)

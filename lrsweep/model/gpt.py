@@ -95,9 +95,9 @@ class GPT(nn.Module):
             kept.append(seen)
         return x_BxTxD, kept
 
-    def moments(self, seen: Sequence[Seen]) -> Moments | None:
-        """What a forward has shown, as sums and maxima; None if its blocks kept nothing."""
-        return moments_of(seen, self.score.scale, self.score.cap)
+    def moments(self, seen: Sequence[Seen], probe: ProbeLevel) -> Moments | None:
+        """What ``probe`` asks of a forward, as sums and maxima; None if its blocks kept nothing."""
+        return moments_of(seen, probe, self.score.scale, self.score.cap)
 
     def statistics(self, sums: Tensor, maxima: Tensor, batch: int, seq: int) -> Tensor:
         """Statistics (…, S) of ``batch`` sequences of ``seq`` tokens, columns as ``stat_names``, from their moments."""
@@ -107,9 +107,10 @@ class GPT(nn.Module):
         """Logits (B, T, V) and the statistics (N, S)."""
         x_BxTxD, seen = self.hidden(tokens_BxT, probe)
         logits_BxTxV = self.logits(x_BxTxD)
-        moments = self.moments(seen)
-        if probe == ProbeLevel.OFF or moments is None:
+        if probe == ProbeLevel.OFF:
             return logits_BxTxV, x_BxTxD.new_empty(len(seen), 0)
+        moments = self.moments(seen, probe)
+        assert moments is not None
         batch, seq = tokens_BxT.shape
         return logits_BxTxV, self.statistics(moments.sums_NxP, moments.maxima_NxP, batch, seq)
 
@@ -197,7 +198,7 @@ def init_weights(model: GPT, seed: int) -> None:
             rows *= _std(scheme, site, ratio)
         if scheme.init == "unit":
             project(values, row_axis(scheme, name), "sphere")
-        with torch.no_grad():
+        with torch.no_grad():  # A thread has a gradient mode of its own.
             parameter.copy_(values)
 
     matrices = [(name, parameter) for name, parameter in model.named_parameters() if is_matrix(parameter)]

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lrsweep.model.block import SITES, Seen
+from lrsweep.model.block import SITES, ProbeLevel, Seen
 from lrsweep.probes import causal_logit_sums
 from lrsweep.probes.stats import causal_pairs
 
@@ -39,8 +39,12 @@ def stat_names(cap: float | None) -> tuple[tuple[str, str], ...]:
 
 
 @torch.no_grad()
-def moments_of(seen: Sequence[Seen], scale: float, cap: float | None) -> Moments | None:
-    """The moments of a forward, None if it kept nothing; ``scale`` and ``cap`` are those of its scores."""
+def moments_of(seen: Sequence[Seen], probe: ProbeLevel, scale: float, cap: float | None) -> Moments | None:
+    """The moments of a forward, None if it kept nothing; ``scale`` and ``cap`` are those of its scores.
+
+    Columns hold what ``probe`` asks for. A row that clips its heads keeps logits without being asked: their largest are
+    then in ``head_maxima_NxH`` alone.
+    """
     n, n_logits = len(seen), 1 if cap is None else 2
     if not (seen[0].rest or seen[0].logits):
         return None
@@ -53,14 +57,17 @@ def moments_of(seen: Sequence[Seen], scale: float, cap: float | None) -> Moments
         site_sums, site_maxima = squares_NxSxM.sum(dim=-1), squares_NxSxM.amax(dim=-1)
     else:
         site_sums = site_maxima = seen[0].logits[0].new_full((n, len(SITES)), torch.nan, dtype=torch.float32)
+    heads_NxH = site_sums.new_full((n, 1), torch.nan)
+    logit_sums = logit_maxima = heads_NxH.expand(-1, n_logits)
     if seen[0].logits:
-        heads_NxH, logit_sums = causal_logit_sums([(s.logits[0], s.logits[1]) for s in seen], scale=scale, cap=cap)
-    else:
-        heads_NxH = site_sums.new_full((n, 1), torch.nan)
-        logit_sums = heads_NxH.expand(-1, n_logits)
-    largest = heads_NxH.amax(dim=-1, keepdim=True)
-    maxima = [site_maxima, largest] if cap is None else [site_maxima, largest, cap * torch.tanh(largest / cap)]
-    return Moments(torch.cat([site_sums, logit_sums], dim=-1), torch.cat(maxima, dim=-1), heads_NxH)
+        heads_NxH, sums = causal_logit_sums([(s.logits[0], s.logits[1]) for s in seen], scale=scale, cap=cap)
+        if probe == ProbeLevel.ALL:
+            largest = heads_NxH.amax(dim=-1, keepdim=True)
+            capped = [] if cap is None else [cap * torch.tanh(largest / cap)]
+            logit_sums, logit_maxima = sums, torch.cat([largest, *capped], dim=-1)
+    return Moments(
+        torch.cat([site_sums, logit_sums], dim=-1), torch.cat([site_maxima, logit_maxima], dim=-1), heads_NxH
+    )
 
 
 def _of_tokens(layers: Sequence[tuple[Tensor, ...]]) -> Tensor:

@@ -109,10 +109,11 @@ class Engine:
         if compiled:
             _wake_compilers()
         train, seq = key.train, key.shape.seq_len
-        share = train.batch_size // (1 if ranks is None else ranks.size)
+        n_ranks = 1 if ranks is None else ranks.size
+        share = train.batch_size // n_ranks
         micro = min(train.micro_batch or share, share)
         self._micros = share // micro
-        assert self._micros * micro * (1 if ranks is None else ranks.size) == train.batch_size
+        assert self._micros * micro * n_ranks == train.batch_size
         with self.device:
             self.model = GPT(key.scheme, key.body, key.shape)
             self.stat_names = self.model.stat_names
@@ -236,7 +237,7 @@ class Engine:
         with torch.no_grad():
             # The products of queries and keys keep the tensor cores busy, the update only the memory.
             with self._beside():
-                moments = self.model.moments(seen)
+                moments = self.model.moments(seen, probe)
             if self._micros > 1:
                 self._wait_beside()
                 sums, moments = self._add_up(sums, moments)
@@ -373,17 +374,10 @@ class Engine:
                     self._graphs[probe, last].replay()
                 else:
                     self._step(probe, last)
-        return Interval(self._scalars_RxS[:n].cpu().numpy().copy(), self._statistics(probes))
-
-    def _statistics(self, probes: Sequence[ProbeLevel]) -> NDArray[np.float32]:
-        """The statistics of the interval; on the host, where they cost the step no kernels."""
-        sums, maxima = self._moments_2xRxNxP[:, : len(probes)].cpu()
+        # Roots and quotients are taken on the host, where they cost the step no kernels.
+        sums, maxima = self._moments_2xRxNxP[:, :n].cpu()
         layers = self.model.statistics(sums, maxima, self.key.train.batch_size, self.key.shape.seq_len)
-        for step, probe in enumerate(probes):
-            if probe != ProbeLevel.ALL:  # A row that clips its heads measures logits without being asked.
-                layers[step, :, [site == "attn" for site, _ in self.stat_names]] = torch.nan
-        found: NDArray[np.float32] = layers.numpy()
-        return found
+        return Interval(self._scalars_RxS[:n].cpu().numpy().copy(), layers.numpy())
 
     @torch.no_grad()
     def evaluate(self, windows_WxT: NDArray[np.integer]) -> float:

@@ -58,7 +58,7 @@ def head_maxima(engine: Engine) -> Tensor:
     model = engine.model.eval()
     seen = model.hidden(torch.from_numpy(BATCH[0, :, :-1]), ProbeLevel.ALL)[1]
     model.train()
-    moments = model.moments(seen)
+    moments = model.moments(seen, ProbeLevel.ALL)
     assert moments is not None
     return moments.head_maxima_NxH[0]
 
@@ -190,3 +190,17 @@ def test_clipping_does_not_depend_on_what_is_measured(probe: ProbeLevel) -> None
 def test_the_modifier_sets_tau_to_100() -> None:
     assert find("preln+qk_clip").qk_clip == 100.0
     assert all(s.qk_clip is None for s in map(find, OWN_SCALE[:-1]))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_norms_alone_report_no_logits_though_the_clip_reads_them(training: bool) -> None:
+    """As in a row without the clip: NaN, from the model itself and from a step."""
+    engine = engine_of("soft_cap", "gpt", 1e9)
+    model = engine.model.train(training)
+    layers = model(torch.from_numpy(BATCH[0, :, :-1]), ProbeLevel.NORMS)[1]
+    logits = torch.tensor([site == "attn" for site, _ in model.stat_names])
+    assert torch.isnan(layers[:, logits]).all()
+    assert torch.isfinite(layers[:, ~logits]).all()
+    found = torch.from_numpy(engine.run(BATCH, [0.0], [ProbeLevel.NORMS]).layers_RxNxS[0])
+    assert torch.isnan(found[:, logits]).all()
+    assert torch.isfinite(found[:, ~logits]).all()
