@@ -45,9 +45,9 @@ class Slot:
     """bf16 copy of the weight that is kept up to date, and whose gradient, bf16 too, is the weight's."""
 
     @property
-    def gradient(self) -> Tensor | None:
-        """The gradient to apply."""
-        return self.weight.grad if self.half is None else self.half.grad
+    def holder(self) -> Tensor:
+        """Whose gradient is applied."""
+        return self.weight if self.half is None else self.half
 
 
 class FusedAdamW:
@@ -101,13 +101,14 @@ class FusedAdamW:
         return self._partial.sum(dim=1)
 
     def _gradients(self) -> list[Tensor]:
-        for slot in self._slots:
-            holder = slot.weight if slot.half is None else slot.half
+        gradients = []
+        for holder in (slot.holder for slot in self._slots):
             assert holder.grad is not None
             # Contiguous and from a multiple of 16 bytes on, as every tensor is that has its memory to itself.
             if not holder.grad.is_contiguous() or holder.grad.data_ptr() % 16:
                 holder.grad = holder.grad.clone(memory_format=torch.contiguous_format)
-        return [g for slot in self._slots if (g := slot.gradient) is not None]
+            gradients.append(holder.grad)
+        return gradients
 
     def settle(self) -> None:
         """Fill the tables that captured steps read: while one is captured, nothing can be copied to the device."""

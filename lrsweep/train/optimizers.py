@@ -6,7 +6,7 @@ it is not, no weight moves and nothing non-finite enters a moment.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,11 +41,6 @@ def _on_gpu(tensor: Tensor) -> bool:
 def keeps_halves(train: TrainConfig, lr: Tensor) -> bool:
     """Whether the optimizer that ``train`` asks for can keep bf16 copies of weights where ``lr`` is."""
     return train.optimizer == "adamw" and _on_gpu(lr)
-
-
-def norm_of_gradients(parameters: Sequence[Tensor]) -> Tensor:
-    """Global L2 norm of what gradients there are."""
-    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 class Optimizer(Protocol):
@@ -109,29 +104,32 @@ class _Rates:
             torch.mul(self._lr, factor, out=scaled)
 
 
-class AdamW:
+def adamw(groups: Sequence[Group], train: TrainConfig, lr: Tensor, halves: Halves) -> Optimizer:
     """AdamW (Loshchilov & Hutter, 1711.05101); on a GPU in one kernel that knows how far the weights have moved."""
+    groups = [g for g in groups if g.params]
+    return _GPUAdamW(groups, train, lr, halves) if _on_gpu(lr) else _TorchAdamW(groups, train, lr, halves)
 
-    def __init__(self, groups: Sequence[Group], train: TrainConfig, lr: Tensor, halves: Halves) -> None:
-        groups = [g for g in groups if g.params]
-        self.accounts = _on_gpu(lr)
-        self._adamw = _GPUAdamW(groups, train, lr, halves) if self.accounts else _TorchAdamW(groups, train, lr)
+
+class _Plain:
+    """What optimizers have in common that keep no account of their own and no bf16 copies."""
+
+    accounts = False
+
+    def __init__(self, groups: Sequence[Group], halves: Halves) -> None:
+        assert not halves
+        self._parameters = [p for g in groups for p in g.params]
 
     def gradient_norm(self) -> Tensor:
-        return self._adamw.gradient_norm()
-
-    def step(self, finite: Tensor, divisor: Tensor) -> Tensor | None:
-        return self._adamw.step(finite, divisor)
+        return torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
 
     def settle(self) -> None:
-        self._adamw.settle()
-
-    def states(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        yield from self._adamw.states()
+        pass
 
 
 class _GPUAdamW:
     """AdamW by :mod:`lrsweep.train.gpu_adamw`."""
+
+    accounts = True
 
     def __init__(self, groups: Sequence[Group], train: TrainConfig, lr: Tensor, halves: Halves) -> None:
         self._lr, self._steps = lr, torch.zeros_like(lr)
@@ -167,16 +165,16 @@ class _GPUAdamW:
         yield self._steps, {"steps": self._steps}
 
 
-class _TorchAdamW:
+class _TorchAdamW(_Plain):
     """torch's fused AdamW.
 
     Its kernel divides gradients by ``grad_scale`` and leaves everything untouched where ``found_inf`` is 1: clipping
     and the guard cost no pass over memory.
     """
 
-    def __init__(self, groups: Sequence[Group], train: TrainConfig, lr: Tensor) -> None:
+    def __init__(self, groups: Sequence[Group], train: TrainConfig, lr: Tensor, halves: Halves) -> None:
+        super().__init__(groups, halves)
         self._rates = _Rates(lr, groups)
-        self._parameters = [p for g in groups for p in g.params]
         self._adamw = torch.optim.AdamW(
             [{"params": g.params, "weight_decay": g.weight_decay, "lr": self._rates.of(g)} for g in groups],
             betas=(train.beta1, train.beta2),
@@ -187,43 +185,31 @@ class _TorchAdamW:
         self._adamw.grad_scale = torch.ones_like(lr)  # type: ignore[attr-defined]
         self._adamw.found_inf = torch.zeros_like(lr)  # type: ignore[attr-defined]
 
-    def gradient_norm(self) -> Tensor:
-        return norm_of_gradients(self._parameters)
-
     def step(self, finite: Tensor, divisor: Tensor) -> None:
         self._rates.follow()
         self._adamw.found_inf.copy_(~finite)  # type: ignore[attr-defined]
         self._adamw.grad_scale.copy_(divisor)  # type: ignore[attr-defined]
         self._adamw.step()
 
-    def settle(self) -> None:
-        pass
-
     def states(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         yield from self._adamw.state.items()
 
 
-class StableAdamW:
+class StableAdamW(_Plain):
     """AdamW whose LR of each tensor is divided by max(1, RMS) (Wortsman et al., 2304.13013, Algorithm 2).
 
     RMS² is the mean of g²/max(v, ε²), v being the second moment with this step's gradient in it and without its bias;
     an LR so divided also scales the decay.
     """
 
-    accounts = False
-
     def __init__(self, groups: Sequence[Group], train: TrainConfig, lr: Tensor, halves: Halves) -> None:
-        assert not halves
+        super().__init__(groups, halves)
         self._groups = [g for g in groups if g.params]
-        self._parameters = [p for g in groups for p in g.params]
         self._rates = _Rates(lr, groups)
         self._betas, self._eps = (train.beta1, train.beta2), train.eps
         self._first = [[torch.zeros_like(p) for p in g.params] for g in self._groups]
         self._second = [[torch.zeros_like(p) for p in g.params] for g in self._groups]
         self._steps = torch.zeros_like(lr)
-
-    def gradient_norm(self) -> Tensor:
-        return norm_of_gradients(self._parameters)
 
     @torch.no_grad()
     def step(self, finite: Tensor, divisor: Tensor) -> None:
@@ -248,9 +234,6 @@ class StableAdamW:
                 p.mul_(1 - tensor_lr * group.weight_decay)
                 p.sub_(tensor_lr * first / (second.sqrt() + self._eps))
 
-    def settle(self) -> None:
-        pass
-
     def states(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         for group, firsts, seconds in zip(self._groups, self._first, self._second, strict=True):
             for p, first, second in zip(group.params, firsts, seconds, strict=True):
@@ -258,28 +241,22 @@ class StableAdamW:
         yield self._steps, {"steps": self._steps}
 
 
-class Muon:
+class Muon(_Plain):
     """torch's own Muon on the matrices inside the blocks (Liu et al., 2502.16982), AdamW on everything else.
 
     torch's takes its LR as a number of the host, which a captured step cannot change. So it runs at LR 1 without decay
     on tensors of zeros, which leaves its update there, and that is applied with the LR on the device.
     """
 
-    accounts = False
-
     def __init__(self, groups: Sequence[Group], train: TrainConfig, lr: Tensor, halves: Halves) -> None:
-        assert not halves
-        self._parameters = [p for g in groups for p in g.params]
+        super().__init__(groups, halves)
         self._groups = [g for g in groups if g.hidden and g.params]
-        self._adamw = AdamW([g for g in groups if not g.hidden], train, lr, {})
+        self._adamw = adamw([g for g in groups if not g.hidden], train, lr, {})
         self._rates = _Rates(lr, self._groups)
         self._updates = [[torch.zeros_like(p) for p in g.params] for g in self._groups]
         self._muon = torch.optim.Muon(
             [u for updates in self._updates for u in updates], lr=1.0, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
         )
-
-    def gradient_norm(self) -> Tensor:
-        return norm_of_gradients(self._parameters)
 
     @torch.no_grad()
     def step(self, finite: Tensor, divisor: Tensor) -> None:
@@ -308,5 +285,10 @@ class Muon:
         yield from self._adamw.states()
 
 
-OPTIMIZERS: dict[str, type[AdamW | StableAdamW | Muon]] = {"adamw": AdamW, "stable_adamw": StableAdamW, "muon": Muon}
-"""Optimizer by the name in a :class:`~lrsweep.config.TrainConfig`."""
+OPTIMIZERS: dict[str, Callable[[Sequence[Group], TrainConfig, Tensor, Halves], Optimizer]] = {
+    "adamw": adamw,
+    "stable_adamw": StableAdamW,
+    "muon": Muon,
+}
+"""By the name in a :class:`~lrsweep.config.TrainConfig`, what builds an optimizer from groups, training, the step's
+learning rate on the device, and the copies to keep."""

@@ -45,10 +45,7 @@ class Trained:
         """One step; ‖Δθ‖² and ‖θ‖²."""
         self.steps += finite
         for slot, gradient in zip(self.slots, gradients, strict=True):
-            if slot.half is None:
-                slot.weight.grad = gradient.clone()
-            else:
-                slot.half.grad = gradient.bfloat16()
+            slot.holder.grad = gradient.to(slot.holder.dtype, copy=True)
         squares = self.kernel.step(
             torch.tensor(rates, device=KERNEL_DEVICE),
             torch.tensor(finite, device=KERNEL_DEVICE),
@@ -108,7 +105,7 @@ def test_the_gradients_squares(halves: bool) -> None:
     """Of every shape, whole blocks and the rest of one; NaN shows."""
     trained = Trained(halves=halves)
     trained.step(gradients(1), [0.0, 0.0], 1.0)
-    held = [slot.gradient for slot in trained.slots]
+    held = [slot.holder.grad for slot in trained.slots]
     expected = sum(g.double().square().sum().item() for g in held if g is not None)
     assert trained.kernel.gradient_squares().item() == pytest.approx(expected, rel=1e-6)
     assert held[3] is not None
