@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lrsweep.probes.stats import causal_logit_stats, products
+from lrsweep.probes.stats import causal_logit_stats, causal_pairs, products
 
 Moments = tuple[Tensor, Tensor | float, Tensor]
 """Mean square, number and largest of a set of values."""
@@ -93,7 +93,7 @@ def sdpa_logit_moments(q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, 
     *batch, seq, _ = q.shape
     if causal and mask is None and len(batch) == 2 and k.shape[-2] == seq:
         largest, rms = causal_logit_stats(q, k, scale=scale)
-        pairs = batch[0] * batch[1] * seq * (seq + 1) / 2
+        pairs = causal_pairs(batch[0], batch[1], seq)
         return torch.stack([rms.square(), torch.full_like(rms, pairs), largest.amax()])
     if mask is None:
         mask = q.new_ones(seq, k.shape[-2], dtype=torch.bool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -17,8 +18,9 @@ from typing import Any
 import psutil
 
 import lrsweep
-from lrsweep.config import TrialSpec
+from lrsweep.config import Body, ModelShape, TrialSpec
 from lrsweep.errors import UserError
+from lrsweep.schemes import Scheme
 
 
 def versions() -> dict[str, str]:
@@ -89,6 +91,17 @@ def command_line() -> str:
     return shlex.join(["lrsweep", *sys.argv[1:]])
 
 
+@functools.cache
+def _n_params(scheme: Scheme, body: Body, shape: ModelShape) -> int:
+    """Parameters of a model, which is built for it without its weights; once, though many micro-batches are tried."""
+    import torch
+
+    from lrsweep.model import GPT
+
+    with torch.device("meta"):
+        return GPT(scheme, body, shape).n_params()
+
+
 def memory_needed(spec: TrialSpec, gpus_per_trial: int = 1) -> int:
     """Bytes that one process of a trial needs, roughly and rather too many.
 
@@ -97,14 +110,9 @@ def memory_needed(spec: TrialSpec, gpus_per_trial: int = 1) -> int:
     channel were seen at 135M and 780M on an H200; and of the logits, of which a part is held at a time. Scores that
     need them in memory, their logits.
     """
-    import torch
-
-    from lrsweep.model import GPT
     from lrsweep.model.attention import ROWS
     from lrsweep.train.chunks import MAX_LOGITS
 
-    with torch.device("meta"):
-        n_params = GPT(spec.scheme, spec.body, spec.shape).n_params()
     shape, train, on_gpu = spec.shape, spec.train, spec.device == "cuda"
     tokens = (train.micro_batch or train.batch_size // gpus_per_trial) * shape.seq_len
     materialised = spec.scheme.prob_clip is not None or (spec.scheme.logit_cap is not None and not on_gpu)
@@ -114,7 +122,7 @@ def memory_needed(spec: TrialSpec, gpus_per_trial: int = 1) -> int:
     of_block = (36 if train.precision == "bf16" else 136) * shape.d_model + (scores if kept else 0)
     at_work = 0 if kept else tokens // shape.seq_len * ROWS * scores
     logits = min(tokens * shape.vocab_size, MAX_LOGITS) * (6 if train.precision == "bf16" else 12)
-    return 24 * n_params + tokens * shape.n_layers * of_block + at_work + logits
+    return 24 * _n_params(spec.scheme, spec.body, shape) + tokens * shape.n_layers * of_block + at_work + logits
 
 
 _PROCESS_BYTES = 1 << 29

@@ -46,12 +46,17 @@ class Workers:
     address: str | None = None
     """The cluster; None: a local Ray."""
 
+    @property
+    def gpu_share(self) -> float | None:
+        """Part of a GPU that each process may take; None on a CPU."""
+        return None if self.device == "cpu" else 1 / self.jobs
+
     def resources(self) -> Any:
         """What Tune reserves for one trial: the processes of one as near to each other as the cluster has room."""
         from ray import tune
 
         if self.together == 1:
-            return {"cpu": 1.0} if self.device == "cpu" else {"cpu": 1.0, "gpu": 1 / self.jobs}
+            return {"cpu": 1.0} if self.gpu_share is None else {"cpu": 1.0, "gpu": self.gpu_share}
         each = {"CPU": 1.0} if self.device == "cpu" else {"CPU": 1.0, "GPU": 1.0}
         return tune.PlacementGroupFactory([each] * self.together, strategy="PACK")
 
@@ -117,7 +122,7 @@ def run_ray(
                 corpora=corpora,
                 root=store.root,
                 together=workers.together,
-                gpu_share=1 / workers.jobs if workers.device == "cuda" else None,
+                gpu_share=workers.gpu_share,
             )
             tune.Tuner(
                 tune.with_resources(trainable, workers.resources()),

@@ -271,15 +271,13 @@ def run_sweep(plan: Plan, console: Console) -> Report | None:
 
 def _fit(specs: Sequence[TrialSpec], jobs: int, gpus_per_trial: int) -> list[TrialSpec]:
     """The trials with micro-batches that fit into memory; those of one model alike."""
-    micro: dict[tuple[object, ...], int | None] = {}
-    for spec in specs:
-        model = spec.scheme.name, spec.body, spec.size
-        if model not in micro:
-            micro[model] = fit_memory(spec, jobs, gpus_per_trial).train.micro_batch
-    return [
-        replace(spec, train=replace(spec.train, micro_batch=micro[spec.scheme.name, spec.body, spec.size]))
-        for spec in specs
-    ]
+
+    def model_of(spec: TrialSpec) -> tuple[str, str, str]:
+        return spec.scheme.name, spec.body, spec.size
+
+    one_of_each = {model_of(spec): spec for spec in specs}
+    micro = {model: fit_memory(spec, jobs, gpus_per_trial).train.micro_batch for model, spec in one_of_each.items()}
+    return [replace(spec, train=replace(spec.train, micro_batch=micro[model_of(spec)])) for spec in specs]
 
 
 def _all_epsilons(store: ResultStore) -> dict[str, float]:
