@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import pytest
 import torch
 
 from lrsweep.detect import scan
+from tests.commands import two_ranks
 from tests.integrations.two_ranks import QUIET
 
 
@@ -20,19 +18,7 @@ from tests.integrations.two_ranks import QUIET
 def both(root: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     """What each rank saw."""
     folder = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.integrations.two_ranks", str(rank), str(folder), request.param],
-            cwd=root,
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    errors = [rank.communicate(timeout=200)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], errors
+    errors = two_ranks("tests.integrations.two_ranks", str(folder), request.param, root=root, timeout=200)
     assert "lrsweep:" in errors[0]
     assert "lrsweep:" not in errors[1]  # one rank speaks
     return [json.loads((folder / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]

@@ -6,8 +6,7 @@ import json
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ import psutil
 import pytest
 
 from lrsweep.store import TRIAL_COLUMNS, ResultStore
-from tests.commands import QUICK, command, lrsweep
+from tests.commands import QUICK, lrsweep, sweep_under_way, whole_trials
 
 # One after the other: each starts a Ray of its own, and some look for its workers.
 pytestmark = pytest.mark.xdist_group("ray")
@@ -24,19 +23,6 @@ pytestmark = pytest.mark.xdist_group("ray")
 GRID = ("--arch", "preln", "qknorm", "--lrs", "1e-3", "1e-2", "1e6", "--seeds", "1", "--device", "cpu")
 LONG = ("--steps", "100", "--batch-size", "2")
 UNTIMED = [c for c in TRIAL_COLUMNS if c != "wall_s"]
-
-
-def wait_for(condition: Callable[[], bool], *, seconds: float = 240) -> None:
-    """Return once ``condition`` holds; fail after ``seconds``."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
-
-
-def whole_trials(out: Path) -> dict[str, int]:
-    """Finished trials and when their files were last written."""
-    return {p.stem: p.stat().st_mtime_ns for p in (out / "steps").glob("[!.]*.parquet")}
 
 
 @pytest.fixture(scope="module")
@@ -51,18 +37,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """The same sweep, under way: at least one trial finished, at least one not."""
-    process = subprocess.Popen(
-        command("sweep", *GRID, *LONG, "--out", "out", "--jobs", "1"),
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
-    wait_for(lambda: len(whole_trials(tmp_path / "out")) >= 1)
-    family = psutil.Process(process.pid).children(recursive=True)
-    yield process
-    process.kill()
-    process.wait()
-    # After kill -9 of the driver two of Ray's agents notice within half a minute that they are alone.
-    _, alive = psutil.wait_procs(family, timeout=120)
-    assert not alive
+    with sweep_under_way(tmp_path, *GRID, *LONG, "--out", "out", "--jobs", "1") as process:
+        yield process
 
 
 def finish_and_compare(folder: Path, undisturbed: Path) -> None:

@@ -23,8 +23,8 @@ from lrsweep.sweep.machine import memory_needed
 from lrsweep.sweep.plan import check_gpus_per_trial, make_plan
 from lrsweep.sweep.ray_executor import Workers, run_ray
 from lrsweep.sweep.run import command_for
-from tests.commands import command, lrsweep
-from tests.sweep.test_run import LONG, wait_for, whole_trials
+from tests.commands import lrsweep, sweep_under_way, wait_for, whole_trials
+from tests.sweep.test_run import LONG
 
 pytestmark = pytest.mark.xdist_group("ray")
 
@@ -46,17 +46,8 @@ def on_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """The same sweep, under way: at least one trial finished, at least one not; whatever it started ends with it."""
-    process = subprocess.Popen(
-        command("sweep", *TWO, "--jobs", "1"),
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
-    wait_for(lambda: len(whole_trials(tmp_path / "out")) >= 1)
-    family = psutil.Process(process.pid).children(recursive=True)
-    yield process
-    process.kill()
-    process.wait()
-    _, alive = psutil.wait_procs(family, timeout=120)
-    assert not alive
+    with sweep_under_way(tmp_path, *TWO, "--jobs", "1") as process:
+        yield process
 
 
 def workers_of(process: subprocess.Popen[str], kind: str) -> list[psutil.Process]:

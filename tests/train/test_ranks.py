@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import pytest
 import torch
 
 from lrsweep.train.step import Engine, EngineKey
+from tests.commands import two_ranks
 from tests.train.two_ranks import CASES, case, network, run, state
 
 Seen = dict[str, Any]
@@ -31,18 +29,7 @@ def both(device: str, root: Path, tmp_path_factory: pytest.TempPathFactory) -> l
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.train.two_ranks", str(rank), str(folder), str(port), device],
-            cwd=root,
-            env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    errors = [rank.communicate(timeout=400)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(errors)
+    two_ranks("tests.train.two_ranks", str(folder), str(port), device, root=root, timeout=400)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
