@@ -188,7 +188,7 @@ class Attention(nn.Module):
         k_BxHxTxK = self.qk_gain(self.unit(turned_k)).transpose(1, 2)
         a_BxHxTxK = self.score(q_BxHxTxK, k_BxHxTxK, self.v_norm(v).transpose(1, 2))
         # A rotation keeps lengths, and what it gives is in registers where it has been computed.
-        parts = (turned_q, turned_k, v) if isinstance(self.q_norm, nn.Identity) else (q, k, v)
+        parts = *((turned_q, turned_k) if isinstance(self.q_norm, nn.Identity) else (q, k)), v.flatten(-2)
         return self.proj(a_BxHxTxK.transpose(1, 2).flatten(-2)), QKV(parts, q_BxHxTxK, k_BxHxTxK)
 
     @torch.no_grad()

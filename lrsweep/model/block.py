@@ -40,7 +40,7 @@ class Seen(NamedTuple):
     """What a block keeps of its activations for :mod:`lrsweep.model.moments` to measure; empty where not asked for."""
 
     qkv: tuple[Tensor, ...]
-    """Squared L2 norms (B, T, H) of the heads of q, k and v as QKV gives them."""
+    """Squared L2 norms (B, T, G) of the heads of q and k, and of groups of channels of v, as QKV gives them."""
     rest: tuple[Tensor, ...]
     """Squared L2 norms (B, T, G) of groups of channels of the outputs of Proj, FC1 and FC2."""
     logits: tuple[Tensor, ...]

@@ -14,17 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lrsweep.config import Body, ModelShape
+from lrsweep.model import gpu_loss
 from lrsweep.model.attention import rope_tables
 from lrsweep.model.block import Block, ProbeLevel, Seen, SwigluMLP
 from lrsweep.model.geometry import project, row_axis
 from lrsweep.model.init import STDS, Site, draw, sites
 from lrsweep.model.linear import LINEARS
-from lrsweep.model.moments import Moments, moments_of, stat_names, statistics
+from lrsweep.model.moments import Moments, SiteMoments, moments_of, stat_names, statistics
 from lrsweep.model.norms import Gain, in_turn, norm_of, scale
 from lrsweep.probes import at_least_fp32
 from lrsweep.schemes import Scheme
 
-Sums = tuple[Tensor, Tensor, Tensor]
 DETACH = 0.1
 """g of e ← g·e + (1−g)·stop_gradient(e) (Zeng et al., 2210.02414)."""
 
@@ -76,6 +76,8 @@ class GPT(nn.Module):
             scale(1.0 if scheme.mup_base is None else scheme.mup_base / d_model),
             nn.Identity() if scheme.final_cap is None else Cap(scheme.final_cap),
         )
+        self.plain_logits: bool = isinstance(self.head_out, nn.Identity)
+        """Whether the head's products are the logits, with no factor or cap."""
         cos, sin = rope_tables(shape.seq_len, shape.d_head)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
@@ -95,9 +97,12 @@ class GPT(nn.Module):
             kept.append(seen)
         return x_BxTxD, kept
 
-    def moments(self, seen: Sequence[Seen], probe: ProbeLevel) -> Moments | None:
-        """What ``probe`` asks of a forward, as sums and maxima; None if its blocks kept nothing."""
-        return moments_of(seen, probe, self.score.scale, self.score.cap)
+    def moments(self, seen: Sequence[Seen], probe: ProbeLevel, sites: SiteMoments | None = None) -> Moments | None:
+        """What ``probe`` asks of a forward, as sums and maxima; None if its blocks kept nothing.
+
+        ``sites`` are those of :func:`lrsweep.model.moments.site_moments`, if they are at hand.
+        """
+        return moments_of(seen, probe, self.score.scale, self.score.cap, sites)
 
     def statistics(self, sums: Tensor, maxima: Tensor, batch: int, seq: int) -> Tensor:
         """Statistics (…, S) of ``batch`` sequences of ``seq`` tokens, columns as ``stat_names``, from their moments."""
@@ -120,16 +125,22 @@ class GPT(nn.Module):
         logits_BxTxV: Tensor = self.head_out(F.linear(self.final_norm(x_BxTxD), head_VxD))
         return logits_BxTxV
 
-    def loss_sums(self, x_BxTxD: Tensor, head_VxD: Tensor, targets_BxT: Tensor, z_loss: float = 0.0) -> Sums:
-        """Sums over tokens, of the stream after the last block: what training minimizes, the loss, and log Z.
+    def loss_sums(
+        self, x_BxTxD: Tensor, head_VxD: Tensor, targets_BxT: Tensor, z_loss: float = 0.0, factor: float = 1.0
+    ) -> Tensor:
+        """Sums (3) over tokens, of the stream after the last block: what training minimizes, the loss, and log Z.
 
-        The first is the loss + ``z_loss``·log²Z, the other two carry no gradient. One function, so that a compiler can
-        fuse it; sums, so that it can go over a part of the tokens.
+        Each times ``factor``. The first is the loss + ``z_loss``·log²Z; no gradient flows through the other two. Sums,
+        so that it can go over a part of the tokens. On a GPU, logits that come out of the head as they are have kernels
+        of their own.
         """
-        nll_BxT, log_z_BxT = next_token_losses(self.logits(x_BxTxD, head_VxD), targets_BxT)
+        logits_BxTxV = self.logits(x_BxTxD, head_VxD)
+        if self.plain_logits and gpu_loss.serves(logits_BxTxV):
+            return gpu_loss.loss_sums(logits_BxTxV, targets_BxT, z_loss, factor)
+        nll_BxT, log_z_BxT = next_token_losses(logits_BxTxV, targets_BxT)
         loss = nll_BxT.sum()
         objective = loss + z_loss * log_z_BxT.square().sum() if z_loss else loss
-        return objective, loss.detach(), log_z_BxT.detach().sum()
+        return torch.stack([objective, loss.detach(), log_z_BxT.detach().sum()]) * factor
 
     @torch.no_grad()
     def constrain(self, apply: Tensor | None = None) -> None:

@@ -38,25 +38,40 @@ def stat_names(cap: float | None) -> tuple[tuple[str, str], ...]:
     return (*norms, *(("attn", stat) for stat in logits))
 
 
+SiteMoments = tuple[Tensor, Tensor]
+"""Sums of squares and largest squared token norms, each (N, S)."""
+
+
 @torch.no_grad()
-def moments_of(seen: Sequence[Seen], probe: ProbeLevel, scale: float, cap: float | None) -> Moments | None:
+def site_moments(seen: Sequence[Seen]) -> SiteMoments | None:
+    """Of the sites' outputs, None if a forward kept none."""
+    if not seen[0].rest:
+        return None
+    squares_SxNxM = [
+        _of_tokens([s.qkv for s in seen]),
+        *(_of_tokens([(s.rest[i],) for s in seen]) for i in range(len(SITES) - 1)),
+    ]
+    squares_NxSxM = torch.stack(squares_SxNxM, dim=1)
+    return squares_NxSxM.sum(dim=-1), squares_NxSxM.amax(dim=-1)
+
+
+@torch.no_grad()
+def moments_of(
+    seen: Sequence[Seen], probe: ProbeLevel, scale: float, cap: float | None, sites: SiteMoments | None = None
+) -> Moments | None:
     """The moments of a forward, None if it kept nothing; ``scale`` and ``cap`` are those of its scores.
 
     Columns hold what ``probe`` asks for. A row that clips its heads keeps logits without being asked: their largest are
-    then in ``head_maxima_NxH`` alone.
+    then in ``head_maxima_NxH`` alone. ``sites`` are its :func:`site_moments`, if they are at hand.
     """
     n, n_logits = len(seen), 1 if cap is None else 2
-    if not (seen[0].rest or seen[0].logits):
-        return None
-    if seen[0].rest:
-        squares_SxNxM = [
-            _of_tokens([s.qkv for s in seen]),
-            *(_of_tokens([(s.rest[i],) for s in seen]) for i in range(3)),
-        ]
-        squares_NxSxM = torch.stack(squares_SxNxM, dim=1)
-        site_sums, site_maxima = squares_NxSxM.sum(dim=-1), squares_NxSxM.amax(dim=-1)
-    else:
-        site_sums = site_maxima = seen[0].logits[0].new_full((n, len(SITES)), torch.nan, dtype=torch.float32)
+    sites = site_moments(seen) if sites is None else sites
+    if sites is None:
+        if not seen[0].logits:
+            return None
+        nothing_NxS = seen[0].logits[0].new_full((n, len(SITES)), torch.nan, dtype=torch.float32)
+        sites = nothing_NxS, nothing_NxS
+    site_sums, site_maxima = sites
     heads_NxH = site_sums.new_full((n, 1), torch.nan)
     logit_sums = logit_maxima = heads_NxH.expand(-1, n_logits)
     if seen[0].logits:
@@ -72,8 +87,8 @@ def moments_of(seen: Sequence[Seen], probe: ProbeLevel, scale: float, cap: float
 
 def _of_tokens(layers: Sequence[tuple[Tensor, ...]]) -> Tensor:
     """Squared norms (N, M) of the M tokens from those of their groups, which each layer has in one or more parts."""
-    groups = torch.stack([part.flatten(0, 1) for parts in layers for part in parts])
-    return groups.view(len(layers), -1, *groups.shape[1:]).sum(dim=(1, 3))
+    of_parts = [torch.stack([part.flatten(0, 1) for part in parts]).sum(dim=-1) for parts in zip(*layers, strict=True)]
+    return sum(of_parts[1:], start=of_parts[0])
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from torch import Tensor
 MAX_LOGITS = 2**31 - 1
 """Logits held at a time: 4 GiB of bf16, and as many as a 32-bit index reaches."""
 
-SumsOf = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
+SumsOf = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Of a stream, the head's matrix and targets: sums over tokens, the first of which is to be minimized."""
 
 
@@ -23,16 +23,16 @@ def n_chunks(n_tokens: int, vocab_size: int) -> int:
 
 
 def loss_by_chunks(
-    sums_of: SumsOf, x_BxTxD: Tensor, head_VxD: Tensor, targets_BxT: Tensor, *, chunks: int, factor: float
+    sums_of: SumsOf, x_BxTxD: Tensor, head_VxD: Tensor, targets_BxT: Tensor, *, chunks: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The sums times ``factor``, and the gradients of the first on the stream and on the head's matrix.
+    """The sums, and the gradients of the first on the stream and on the head's matrix.
 
     Gradients of other parameters that ``sums_of`` reaches are added to what they have.
     """
     x_MxD, head = x_BxTxD.flatten(0, 1).detach().requires_grad_(), head_VxD.detach().requires_grad_()
     totals = []
     for x, targets in zip(x_MxD.chunk(chunks), targets_BxT.flatten().chunk(chunks), strict=True):
-        sums = torch.stack(sums_of(x[None], head, targets[None])) * factor
+        sums = sums_of(x[None], head, targets[None])
         sums[0].backward()  # type: ignore[no-untyped-call]
         totals.append(sums.detach())
     assert x_MxD.grad is not None

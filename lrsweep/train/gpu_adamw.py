@@ -22,8 +22,10 @@ except ImportError:  # torch built without CUDA comes without it
 
 _COLUMNS = 7
 """Of the table: addresses of weight, gradient, first and second moment, bf16 copy; number of elements; group."""
-_PROGRAMS = 2048
-"""Programs to aim at: some 16 for each multiprocessor of an H100."""
+_PROGRAMS = 3
+"""Programs of a multiprocessor: enough to keep its memory busy, and they leave room for what runs beside them."""
+_ROUNDS = 16
+"""Chunks of a program to aim at, so that all end at about the same time."""
 _BLOCK = 1024
 
 
@@ -69,17 +71,29 @@ class FusedAdamW:
         assert all((slot.half is not None) == self._has_half for slot in self._slots)
         self._decays = torch.tensor(decays, dtype=torch.float32, device=self._device)
         total = sum(slot.weight.numel() for slot in self._slots)
-        self._chunk = min(65536, max(_BLOCK, triton.next_power_of_2(total // _PROGRAMS)))
+        self._programs = _PROGRAMS * _multiprocessors(self._device)
+        self._chunk = min(65536, max(_BLOCK, triton.next_power_of_2(total // (_ROUNDS * self._programs))))
         self._tables: dict[tuple[int, ...], Tensor] = {}
         self._spare: Tensor | None = None
         self._captured: list[tuple[tuple[int, ...], Tensor]] = []
-        self._partial = torch.zeros(2, len(self._rows([0] * len(self._slots))), device=self._device)
+        self._n_rows = len(self._rows([0] * len(self._slots)))
+        self._partial = torch.zeros(2, self._programs, device=self._device)
+
+    def warm_up(self) -> None:
+        """Compile the kernels, by launching them on nothing."""
+        table, zero = torch.zeros(1, dtype=torch.int64, device=self._device), torch.zeros((), device=self._device)
+        self._launch_squares(table, n_rows=0)
+        self._launch_step(table, torch.zeros_like(self._decays), zero > 0, zero, n_rows=0)
 
     def gradient_squares(self) -> Tensor:
         """Sum of squares of all gradients."""
-        table = self._table(self._gradients())
-        _squares[(len(table),)](table, self._partial, HALF=self._has_half, BLOCK=_BLOCK, COLUMNS=_COLUMNS, num_warps=4)
+        self._launch_squares(self._table(self._gradients()), self._n_rows)
         return self._partial[0].sum()
+
+    def _launch_squares(self, table: Tensor, n_rows: int) -> None:
+        _squares[(self._programs,)](
+            table, self._partial, n_rows, HALF=self._has_half, BLOCK=_BLOCK, COLUMNS=_COLUMNS, num_warps=4
+        )
 
     def step(self, rates: Tensor, finite: Tensor, divisor: Tensor) -> Tensor:
         """Update in place from the weights' gradients divided by ``divisor``; nothing at all unless ``finite``.
@@ -92,13 +106,15 @@ class FusedAdamW:
         Returns:
             ‖Δθ‖² and ‖θ‖² before the update.
         """
-        table = self._table(self._gradients())
+        self._launch_step(self._table(self._gradients()), rates, finite, divisor, self._n_rows)
+        return self._partial.sum(dim=1)
+
+    def _launch_step(self, table: Tensor, rates: Tensor, finite: Tensor, divisor: Tensor, n_rows: int) -> None:
         beta1, beta2 = self._betas
-        _adamw[(len(table),)](
-            table, self._decays, rates, self._steps, finite, divisor, self._partial,
+        _adamw[(self._programs,)](
+            table, self._decays, rates, self._steps, finite, divisor, self._partial, n_rows,
             beta1, beta2, self._eps, HALF=self._has_half, BLOCK=_BLOCK, COLUMNS=_COLUMNS, num_warps=4,
         )  # fmt: skip
-        return self._partial.sum(dim=1)
 
     def _gradients(self) -> list[Tensor]:
         gradients = []
@@ -114,6 +130,8 @@ class FusedAdamW:
         """Fill the tables that captured steps read: while one is captured, nothing can be copied to the device."""
         for addresses, table in self._captured:
             table.copy_(torch.from_numpy(self._rows(addresses)))
+        if self._spare is None and self._captured:
+            self._spare = torch.empty_like(self._captured[-1][1])
 
     def _table(self, gradients: Sequence[Tensor]) -> Tensor:
         addresses = tuple(g.data_ptr() for g in gradients)
@@ -146,6 +164,11 @@ class FusedAdamW:
         return np.concatenate(parts)
 
 
+def _multiprocessors(device: torch.device) -> int:
+    """Of a GPU; Triton's interpreter, which runs programs one after the other, gets by with one."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
 if triton is not None:
 
     @triton.jit
@@ -170,42 +193,32 @@ if triton is not None:
         change = tl.where(inside, new - old, 0.0)
         return moved + change * change, length + old * old
 
-    @triton.jit
-    def _squares(table_ptr, partial_ptr, HALF: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr):
-        """Sum of squares of one chunk's gradients."""
-        row = table_ptr + tl.program_id(0) * COLUMNS
+    @triton.jit(do_not_specialize=["n_rows"])
+    def _squares(table_ptr, partial_ptr, n_rows, HALF: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr):
+        """Sum of squares of a program's chunks of gradients."""
         gradient_type: tl.constexpr = tl.bfloat16 if HALF else tl.float32
-        gradients = tl.multiple_of(tl.load(row + 1).to(tl.pointer_type(gradient_type)), 16)
-        size = tl.load(row + 5).to(tl.int32)
-        whole = size // BLOCK * BLOCK
         total = tl.zeros([BLOCK], tl.float32)
-        for start in range(0, whole, BLOCK):
-            g = tl.load(gradients + start + tl.arange(0, BLOCK)).to(tl.float32)
-            total += g * g
-        if whole < size:
-            at = whole + tl.arange(0, BLOCK)
-            g = tl.load(gradients + at, mask=at < size, other=0.0).to(tl.float32)
-            total += g * g
+        for i in range(tl.program_id(0), n_rows, tl.num_programs(0)):
+            row = table_ptr + i * COLUMNS
+            gradients = tl.multiple_of(tl.load(row + 1).to(tl.pointer_type(gradient_type)), 16)
+            size = tl.load(row + 5).to(tl.int32)
+            whole = size // BLOCK * BLOCK
+            for start in range(0, whole, BLOCK):
+                g = tl.load(gradients + start + tl.arange(0, BLOCK)).to(tl.float32)
+                total += g * g
+            if whole < size:
+                at = whole + tl.arange(0, BLOCK)
+                g = tl.load(gradients + at, mask=at < size, other=0.0).to(tl.float32)
+                total += g * g
         tl.store(partial_ptr + tl.program_id(0), tl.sum(total, 0))
 
-    @triton.jit
+    @triton.jit(do_not_specialize=["n_rows"])
     def _adamw(
-        table_ptr, decays_ptr, rates_ptr, steps_ptr, finite_ptr, divisor_ptr, partial_ptr, beta1, beta2, eps,
+        table_ptr, decays_ptr, rates_ptr, steps_ptr, finite_ptr, divisor_ptr, partial_ptr, n_rows, beta1, beta2, eps,
         HALF: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
     ):  # fmt: skip
-        """One chunk: θ ← θ·(1 − η·λ) − η·m̂/(√v̂ + ε)."""
-        row = table_ptr + tl.program_id(0) * COLUMNS
-        # All start on 16 bytes: four numbers go by one instruction.
-        weights = tl.multiple_of(tl.load(row).to(tl.pointer_type(tl.float32)), 16)
+        """A program's chunks: θ ← θ·(1 − η·λ) − η·m̂/(√v̂ + ε)."""
         gradient_type: tl.constexpr = tl.bfloat16 if HALF else tl.float32
-        gradients = tl.multiple_of(tl.load(row + 1).to(tl.pointer_type(gradient_type)), 16)
-        firsts = tl.multiple_of(tl.load(row + 2).to(tl.pointer_type(tl.float32)), 16)
-        seconds = tl.multiple_of(tl.load(row + 3).to(tl.pointer_type(tl.float32)), 16)
-        halves = tl.multiple_of(tl.load(row + 4).to(tl.pointer_type(tl.bfloat16)), 16)
-        size = tl.load(row + 5).to(tl.int32)
-        group = tl.load(row + 6)
-        rate = tl.load(rates_ptr + group)
-        shrink = 1.0 - rate * tl.load(decays_ptr + group)
         finite = tl.full([BLOCK], True, tl.int1) & (tl.load(finite_ptr) != 0)
         divisor = tl.load(divisor_ptr)
         steps = tl.load(steps_ptr)
@@ -214,18 +227,30 @@ if triton is not None:
         moved = tl.zeros([BLOCK], tl.float32)
         length = tl.zeros([BLOCK], tl.float32)
         everything = tl.full([BLOCK], True, tl.int1)
-        whole = size // BLOCK * BLOCK
-        for start in range(0, whole, BLOCK):
-            at = start + tl.arange(0, BLOCK)
-            moved, length = _block(
-                weights + at, gradients + at, firsts + at, seconds + at, halves + at, moved, length, everything, finite,
-                divisor, shrink, rate, beta1, beta2, bias1, bias2, eps, HALF,
-            )  # fmt: skip
-        if whole < size:
-            at = whole + tl.arange(0, BLOCK)
-            moved, length = _block(
-                weights + at, gradients + at, firsts + at, seconds + at, halves + at, moved, length, at < size, finite,
-                divisor, shrink, rate, beta1, beta2, bias1, bias2, eps, HALF,
-            )  # fmt: skip
+        for i in range(tl.program_id(0), n_rows, tl.num_programs(0)):
+            row = table_ptr + i * COLUMNS
+            # All start on 16 bytes: four numbers go by one instruction.
+            weights = tl.multiple_of(tl.load(row).to(tl.pointer_type(tl.float32)), 16)
+            gradients = tl.multiple_of(tl.load(row + 1).to(tl.pointer_type(gradient_type)), 16)
+            firsts = tl.multiple_of(tl.load(row + 2).to(tl.pointer_type(tl.float32)), 16)
+            seconds = tl.multiple_of(tl.load(row + 3).to(tl.pointer_type(tl.float32)), 16)
+            halves = tl.multiple_of(tl.load(row + 4).to(tl.pointer_type(tl.bfloat16)), 16)
+            size = tl.load(row + 5).to(tl.int32)
+            group = tl.load(row + 6)
+            rate = tl.load(rates_ptr + group)
+            shrink = 1.0 - rate * tl.load(decays_ptr + group)
+            whole = size // BLOCK * BLOCK
+            for start in range(0, whole, BLOCK):
+                at = start + tl.arange(0, BLOCK)
+                moved, length = _block(
+                    weights + at, gradients + at, firsts + at, seconds + at, halves + at, moved, length, everything,
+                    finite, divisor, shrink, rate, beta1, beta2, bias1, bias2, eps, HALF,
+                )  # fmt: skip
+            if whole < size:
+                at = whole + tl.arange(0, BLOCK)
+                moved, length = _block(
+                    weights + at, gradients + at, firsts + at, seconds + at, halves + at, moved, length, at < size,
+                    finite, divisor, shrink, rate, beta1, beta2, bias1, bias2, eps, HALF,
+                )  # fmt: skip
         tl.store(partial_ptr + tl.program_id(0), tl.sum(moved, 0))
         tl.store(partial_ptr + tl.num_programs(0) + tl.program_id(0), tl.sum(length, 0))

@@ -58,6 +58,9 @@ class Optimizer(Protocol):
         Returns ‖Δθ‖² and ‖θ‖² before the update, where it ``accounts``.
         """
 
+    def warm_up(self) -> None:
+        """Compile kernels of its own, if it has some."""
+
     def settle(self) -> None:
         """Called once a step has been captured, before it is replayed."""
 
@@ -122,6 +125,9 @@ class _Plain:
     def gradient_norm(self) -> Tensor:
         return torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
 
+    def warm_up(self) -> None:
+        pass
+
     def settle(self) -> None:
         pass
 
@@ -154,6 +160,10 @@ class _GPUAdamW:
         rates = self._lr * self._factors
         squares = [kernel.step(rates, finite, divisor) for kernel in self._kernels]
         return sum(squares[1:], start=squares[0])
+
+    def warm_up(self) -> None:
+        for kernel in self._kernels:
+            kernel.warm_up()
 
     def settle(self) -> None:
         for kernel in self._kernels:

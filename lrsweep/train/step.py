@@ -11,9 +11,12 @@ P columns of the moments, H heads.
 from __future__ import annotations
 
 import contextlib
+import functools
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,10 +24,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lrsweep.config import Body, ModelShape, TrainConfig, TrialSpec
-from lrsweep.model import GPT, ProbeLevel, init_weights
+from lrsweep.model import GPT, ProbeLevel, gpu_loss, init_weights
 from lrsweep.model.block import Seen
-from lrsweep.model.gpt import Sums
-from lrsweep.model.moments import Moments
+from lrsweep.model.moments import Moments, SiteMoments, site_moments
+from lrsweep.probes import gpu_logits
 from lrsweep.schemes import Scheme
 from lrsweep.train.chunks import loss_by_chunks, n_chunks
 from lrsweep.train.halves import Halves, give_halves, refresh
@@ -84,6 +87,15 @@ def _wake_compilers() -> None:
         pass  # They then start with the first kernel.
 
 
+@functools.cache
+def _streams(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
+    """What steps are captured from, and a branch that gives way to it.
+
+    The same for all engines of a process: for every stream it sees, cuBLAS takes memory that it does not give back.
+    """
+    return torch.cuda.Stream(device, priority=-1), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
 class Engine:
     """Model, optimizer and step of one :class:`EngineKey`.
 
@@ -127,6 +139,8 @@ class Engine:
             self._lr = torch.zeros(())
             self._live = torch.ones((), dtype=torch.bool)
             self._sums = torch.zeros(3)
+            self._objective = torch.tensor([1.0, 0.0, 0.0])
+            """Of the three, the one to minimize."""
             shapes = (n_layers, n_columns), (n_layers, n_columns), (n_layers, key.shape.n_heads)
             self._moments = Moments(*(torch.zeros(shape) for shape in shapes))
         self._parameters: list[Tensor] = list(self.model.parameters())
@@ -144,17 +158,24 @@ class Engine:
             self._before = [torch.empty_like(p) for p in self._parameters]
         self._graphs: dict[tuple[ProbeLevel, bool], torch.cuda.CUDAGraph] = {}
         cuda = self.device.type == "cuda"
-        self._side = torch.cuda.Stream(self.device) if cuda else None  # type: ignore[no-untyped-call]
-        self._pool = torch.cuda.graph_pool_handle() if cuda else None
+        self._ahead: torch.cuda.Stream | None = None
+        self._side: torch.cuda.Stream | None = None
+        if cuda:
+            self._ahead, self._side = _streams(self.device)
         if self._micros > 1:
             for parameter in self._parameters:
                 parameter.grad = torch.zeros_like(parameter)
         self._clear()
         if ranks is not None:
             ranks.watch(self._parameters, [list(block.parameters()) for block in self.model.blocks])
-        self._loss_sums: Callable[[Tensor, Tensor, Tensor, float], Sums] = self.model.loss_sums
+        self._loss_sums: Callable[[Tensor, Tensor, Tensor, float, float], Tensor] = self.model.loss_sums
         if compiled:
             self._compile()
+        self._own_kernels: threading.Thread | None = None
+        if cuda and compiled:
+            # Most of their compilation is not Python, and goes on while Python compiles the blocks.
+            self._own_kernels = threading.Thread(target=self._compile_own_kernels)
+            self._own_kernels.start()
 
     def _compile(self, backend: str = "inductor") -> None:
         # A process that sweeps many schemes would pass dynamo's limit of compilations of one function; graphs
@@ -163,9 +184,29 @@ class Engine:
         # What autocast leaves in fp32 (σReparam's power iteration, a clipped softmax) is left there on purpose.
         warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
         self.model.score.prepare(self.key.shape.seq_len, self.device)
+        # Nothing in these graphs is what the patterns look for, and to look takes two seconds.
+        options: dict[str, str | int | bool | Callable[..., Any]] | None
+        options = {"pattern_matcher": False} if backend == "inductor" else None
         for block in self.model.blocks:
-            block.compile(backend=backend)
-        self._loss_sums = torch.compile(self.model.loss_sums, backend=backend)
+            block.compile(backend=backend, options=options)
+        if not self.model.plain_logits:
+            self._loss_sums = torch.compile(self.model.loss_sums, backend=backend, options=options)
+
+    def _compile_own_kernels(self) -> None:
+        shape, score = self.key.shape, self.model.score
+        dtype = torch.bfloat16 if self.key.train.precision == "bf16" else torch.float32
+        with torch.cuda.device(self.device):
+            if self.model.plain_logits:
+                gpu_loss.warm_up(shape.vocab_size, dtype, self.device)
+            q_BxHxTxK = torch.zeros(1, 1, shape.n_heads, shape.d_head, dtype=dtype, device=self.device).transpose(1, 2)
+            if gpu_logits.serves(q_BxHxTxK):
+                gpu_logits.causal_logit_sums([(q_BxHxTxK, q_BxHxTxK)], score.scale, score.cap)
+            self._optimizer.warm_up()
+
+    def _await_own_kernels(self) -> None:
+        if self._own_kernels is not None:
+            self._own_kernels.join()
+            self._own_kernels = None
 
     def reset(self, seed: int) -> None:
         """Initial weights of ``seed``, fresh optimizer; in place, so that a captured graph stays valid."""
@@ -190,36 +231,38 @@ class Engine:
         if self._ranks is not None:
             self._ranks.armed = complete
 
-    def _forward_backward(self, probe: ProbeLevel, last: bool) -> tuple[Tensor, list[Seen]]:
+    def _forward_backward(self, probe: ProbeLevel, last: bool) -> tuple[Tensor, list[Seen], SiteMoments | None]:
         """Gradients of one micro-batch, added to those at hand; sums over its tokens (3), and what its blocks keep."""
         window_BxT = self._windows_RMxBxT.index_select(0, self._window)[0].long()
         self._window += 1
         targets_BxT = window_BxT[:, 1:]
-        per_token = 1 / (self.key.train.batch_size * self.key.shape.seq_len)
         with self._autocast():
             x_BxTxD, seen = self.model.hidden(window_BxT[:, :-1], probe)
             head_VxD = self.model.head.matrix()
+        self._await_own_kernels()
+        with self._beside():
+            sites = site_moments(seen)
         chunks = n_chunks(targets_BxT.numel(), self.key.shape.vocab_size)
         if chunks == 1:
-            sums = torch.stack(self._sums_of(x_BxTxD, head_VxD, targets_BxT)) * per_token
+            sums = self._sums_of(x_BxTxD, head_VxD, targets_BxT)
             self._arm(last)
-            sums[0].backward()  # type: ignore[no-untyped-call]
-            return sums.detach(), seen
+            sums.backward(self._objective)  # type: ignore[no-untyped-call]
+            return sums.detach(), seen, sites
         self._arm(False)  # What lies behind the stream gets a part of its gradient with each chunk.
-        sums, *gradients = loss_by_chunks(
-            self._sums_of, x_BxTxD, head_VxD, targets_BxT, chunks=chunks, factor=per_token
-        )
+        sums, *gradients = loss_by_chunks(self._sums_of, x_BxTxD, head_VxD, targets_BxT, chunks=chunks)
         self._arm(last)
         torch.autograd.backward([x_BxTxD, head_VxD], gradients)
-        return sums, seen
+        return sums, seen, sites
 
-    def _sums_of(self, x_BxTxD: Tensor, head_VxD: Tensor, targets_BxT: Tensor) -> Sums:
+    def _sums_of(self, x_BxTxD: Tensor, head_VxD: Tensor, targets_BxT: Tensor) -> Tensor:
+        """A part of the means over the batch."""
+        per_token = 1 / (self.key.train.batch_size * self.key.shape.seq_len)
         with self._autocast():
-            return self._loss_sums(x_BxTxD, head_VxD, targets_BxT, self.key.train.z_loss)
+            return self._loss_sums(x_BxTxD, head_VxD, targets_BxT, self.key.train.z_loss, per_token)
 
     @contextlib.contextmanager
     def _beside(self) -> Iterator[None]:
-        """On a GPU, a branch of the graph that runs beside what follows."""
+        """On a GPU, a branch of the graph that runs beside what follows, and gives way to it."""
         if self._side is None:
             yield
             return
@@ -233,11 +276,11 @@ class Engine:
 
     def _step(self, probe: ProbeLevel, last: bool = True) -> None:
         """One micro-batch; with the ``last`` of a step, its update and statistics."""
-        sums, seen = self._forward_backward(probe, last)
+        sums, seen, sites = self._forward_backward(probe, last)
         with torch.no_grad():
             # The products of queries and keys keep the tensor cores busy, the update only the memory.
             with self._beside():
-                moments = self.model.moments(seen, probe)
+                moments = self.model.moments(seen, probe, sites)
             if self._micros > 1:
                 self._wait_beside()
                 sums, moments = self._add_up(sums, moments)
@@ -302,31 +345,38 @@ class Engine:
         self._moments.maxima_NxP.fill_(-torch.inf)
         self._moments.head_maxima_NxH.fill_(-torch.inf)
 
-    def _prepare(self, probe: ProbeLevel) -> None:
-        """Capture the step for ``probe`` on the batch at hand.
+    def _capture_step(self, probes: set[ProbeLevel]) -> None:
+        """Capture the step for ``probes``, on the batch at hand, and anew for those that have been captured already.
 
         The steps on the way pass for not finite, so they leave weights and optimizer alone; buffers are put back.
         """
+        levels = sorted(probes | {probe for probe, _ in self._graphs})
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         parts = [False, True] if self._micros > 1 else [True]
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
+        # A graph keeps the memory of its activations: with those of an older one there might be too little for a step.
+        self._graphs.clear()
+        torch.cuda.empty_cache()
+        assert self._ahead is not None
+        self._ahead.wait_stream(torch.cuda.current_stream())
         self._live.fill_(False)
         try:
-            with torch.cuda.stream(stream):
-                for _ in range(2):  # Compiles, and lets libraries take their working memory.
-                    self._rewind()
-                    for last in parts:
-                        self._step(probe, last)
+            with torch.cuda.stream(self._ahead):
+                for probe in probes:
+                    for _ in range(2):  # Compiles, and lets libraries take their working memory.
+                        self._rewind()
+                        for last in parts:
+                            self._step(probe, last)
             torch.cuda.synchronize()
-            torch.cuda.empty_cache()  # The graph takes as much again from a pool of its own.
-            for last in parts:
-                graph = torch.cuda.CUDAGraph()
-                # Threads of the communication library go on meanwhile.
-                with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                    self._step(probe, last)
-                self._graphs[probe, last] = graph
-            self._optimizer.settle()
+            torch.cuda.empty_cache()  # The graphs take as much again from a pool of their own, which they share.
+            pool = torch.cuda.graph_pool_handle()
+            for probe in levels:
+                for last in parts:
+                    graph = torch.cuda.CUDAGraph()
+                    # Threads of the communication library go on meanwhile.
+                    with torch.cuda.graph(graph, pool=pool, stream=self._ahead, capture_error_mode="thread_local"):
+                        self._step(probe, last)
+                    self._graphs[probe, last] = graph
+                self._optimizer.settle()
         finally:
             self._live.fill_(True)
             self._clear()
@@ -335,14 +385,15 @@ class Engine:
                     buffer.copy_(old)
 
     def _capture_missing(self, probes: Sequence[ProbeLevel]) -> None:
-        for probe in sorted({probe for probe in probes if (probe, True) not in self._graphs}):
-            try:
-                self._prepare(probe)
-            except (RuntimeError, NotImplementedError) as error:
-                warnings.warn(f"step not captured, running it eagerly: {str(error).splitlines()[0]}", stacklevel=3)
-                self._capture = False
-                self._graphs.clear()
-                return
+        missing = {probe for probe in probes if (probe, True) not in self._graphs}
+        if not missing:
+            return
+        try:
+            self._capture_step(missing)
+        except (RuntimeError, NotImplementedError) as error:
+            warnings.warn(f"step not captured, running it eagerly: {str(error).splitlines()[0]}", stacklevel=3)
+            self._capture = False
+            self._graphs.clear()
 
     def _rewind(self) -> None:
         self._position.zero_()

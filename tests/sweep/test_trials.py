@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from lrsweep.sweep.local import TrialRunner
 from lrsweep.sweep.machine import fit_memory, memory_needed
 from lrsweep.sweep.plan import Plan, make_plan
 from lrsweep.sweep.run import command_for, remaining
-from lrsweep.train import run_trial
+from lrsweep.train import Engine, run_trial
 
 
 @pytest.fixture
@@ -42,6 +44,31 @@ def test_a_trial_does_not_depend_on_what_its_worker_ran_before(plan: Plan, tmp_p
         assert found is not None
         assert alone is not None
         assert replace(found, wall_s=0.0) == replace(alone, wall_s=0.0)
+
+
+def test_a_compiled_engine_is_gone_before_the_next_is_built(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU two of them may not fit, and the collector of cycles may come too late."""
+    models: list[weakref.ref[object]] = []
+    left: list[int] = []
+
+    def compiled(*args: object, **kwargs: object) -> Engine:
+        left.append(sum(model() is not None for model in models))
+        engine = Engine(*args, **kwargs)  # type: ignore[arg-type]
+        engine._compile("aot_eager")
+        models.append(weakref.ref(engine.model))
+        return engine
+
+    monkeypatch.setattr("lrsweep.sweep.local.Engine", compiled)
+    runner = TrialRunner(plan.corpora, ResultStore(tmp_path / "a"))
+    gc.disable()
+    try:
+        for arch in ("preln", "qknorm"):
+            list(runner.run(next(spec for spec in plan.specs if spec.scheme.name == arch)))
+    finally:
+        gc.enable()
+    assert left == [0, 0]
 
 
 def test_progress_is_reported_once_an_interval(plan: Plan) -> None:

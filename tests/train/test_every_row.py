@@ -176,7 +176,7 @@ def by_block() -> list[list[str]]:
 
 
 def check_compiled(names: list[str], body: str, backend: str, rtol: float) -> None:
-    """20 steps as the engine compiles them on a GPU, each block and the loss, against the eager ones."""
+    """20 steps as the engine compiles them on a GPU, each block and a loss that has no kernels, against eager."""
     for name in names:
         stats = torch._dynamo.utils.counters["stats"]
         stats.clear()
@@ -187,7 +187,7 @@ def check_compiled(names: list[str], body: str, backend: str, rtol: float) -> No
         np.testing.assert_allclose(runs[1].scalars_RxS, runs[0].scalars_RxS, rtol=rtol, err_msg=name)
         np.testing.assert_allclose(runs[1].layers_RxNxS, runs[0].layers_RxNxS, rtol=10 * rtol, atol=1e-6, err_msg=name)
         assert runs[0].scalars_RxS[-1, LOSS] < runs[0].scalars_RxS[0, LOSS]
-        assert stats["unique_graphs"] == 2, "blocks share one graph"
+        assert stats["unique_graphs"] == (1 if compiled.model.plain_logits else 2), "blocks share one graph"
 
 
 @pytest.mark.parametrize("body", BODIES)

@@ -1,0 +1,136 @@
+"""Cross-entropy and log Z of next-token logits in two GPU kernels, one there and one back.
+
+Each reads the logits once, in the type they have, and computes in fp32. The gradient is written where the logits were,
+so the largest tensor of a step exists once.
+
+Legend: M tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # torch built without CUDA comes without it
+    triton = None
+
+_BLOCK = 4096
+_WARPS = 8
+
+
+def serves(logits: Tensor) -> bool:
+    """Whether the kernels can run on such a tensor."""
+    return triton is not None and logits.is_cuda and logits.dtype != torch.float64
+
+
+def loss_sums(logits_BxTxV: Tensor, targets_BxT: Tensor, z_loss: float, factor: float) -> Tensor:
+    """As :meth:`lrsweep.model.GPT.loss_sums`, from the logits, which the backward overwrites.
+
+    Where a logit is NaN or +inf the three sums are NaN.
+    """
+    logits_MxV = logits_BxTxV.flatten(0, -2).contiguous()
+    sums_3: Tensor = _LossSums.apply(logits_MxV, targets_BxT.flatten().contiguous(), z_loss, factor)
+    return sums_3
+
+
+def warm_up(vocab_size: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Compile the kernels for logits of such rows."""
+    logits_MxV = torch.zeros(1, vocab_size, dtype=dtype, device=device, requires_grad=True)
+    sums_3 = loss_sums(logits_MxV[None] * 1.0, torch.zeros(1, 1, dtype=torch.int64, device=device), 0.0, 1.0)
+    sums_3[0].backward()
+
+
+class _LossSums(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits_MxV: Tensor, targets_M: Tensor, z_loss: float, factor: float) -> Tensor:
+        n_tokens, vocab_size = logits_MxV.shape
+        parts_3xM = logits_MxV.new_empty(3, n_tokens, dtype=torch.float32)
+        log_z_M = logits_MxV.new_empty(n_tokens, dtype=torch.float32)
+        _losses[(n_tokens,)](
+            logits_MxV, targets_M, parts_3xM, log_z_M, n_tokens, vocab_size, z_loss, factor,
+            BLOCK=_BLOCK, num_warps=_WARPS,
+        )  # fmt: skip
+        ctx.save_for_backward(logits_MxV, targets_M, log_z_M)
+        ctx.z_loss, ctx.factor = z_loss, factor
+        return parts_3xM.sum(dim=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_3: Tensor) -> tuple[Tensor, None, None, None]:
+        logits_MxV, targets_M, log_z_M = ctx.saved_tensors
+        n_tokens, vocab_size = logits_MxV.shape
+        _gradients[(n_tokens,)](
+            logits_MxV, targets_M, log_z_M, gradient_3.contiguous(), vocab_size, ctx.z_loss, ctx.factor,
+            BLOCK=_BLOCK, num_warps=_WARPS,
+        )  # fmt: skip
+        # Autograd then says so if anybody else had kept the logits for a backward.
+        torch.autograd.graph.increment_version(logits_MxV)
+        return logits_MxV, None, None, None
+
+
+if triton is not None:
+    _LOG2_E = tl.constexpr(1.4426950408889634)
+    _LOWEST = tl.constexpr(-3.0e38)
+    """Finite, so that its difference from itself is 0."""
+
+    @triton.jit
+    def _online(x, largest, total):
+        """One block more in the running maximum and sum of powers of 2 of each lane."""
+        new = tl.maximum(largest, x)
+        return new, total * tl.exp2(largest - new) + tl.exp2(x - new)
+
+    @triton.jit(do_not_specialize=["n_tokens"])
+    def _losses(
+        logits_ptr, targets_ptr, parts_ptr, log_z_ptr, n_tokens, vocab_size, z_loss, factor, BLOCK: tl.constexpr
+    ):
+        """Of one token: objective, loss and log Z, each times the factor, and log Z itself."""
+        token = tl.program_id(0).to(tl.int64)
+        logits_ptr += token * vocab_size
+        at = tl.arange(0, BLOCK)
+        largest = tl.full([BLOCK], _LOWEST, tl.float32)
+        total = tl.zeros([BLOCK], tl.float32)
+        whole = vocab_size // BLOCK * BLOCK
+        for start in range(0, whole, BLOCK):
+            largest, total = _online(tl.load(logits_ptr + start + at).to(tl.float32) * _LOG2_E, largest, total)
+        if whole < vocab_size:
+            inside = whole + at < vocab_size
+            x = tl.load(logits_ptr + whole + at, mask=inside, other=float("-inf")).to(tl.float32)
+            largest, total = _online(x * _LOG2_E, largest, total)
+        top = tl.max(largest, 0)
+        log_z = (tl.log2(tl.sum(total * tl.exp2(largest - top), 0)) + top) / _LOG2_E
+        loss = log_z - tl.load(logits_ptr + tl.load(targets_ptr + token)).to(tl.float32)
+        tl.store(parts_ptr + token, factor * (loss + z_loss * log_z * log_z))
+        tl.store(parts_ptr + n_tokens + token, factor * loss)
+        tl.store(parts_ptr + 2 * n_tokens + token, factor * log_z)
+        tl.store(log_z_ptr + token, log_z)
+
+    @triton.jit
+    def _gradient(logits_ptr, at, inside, target, log2_z, of_softmax, of_loss):
+        x = tl.load(logits_ptr + at, mask=inside, other=0.0)
+        softmax = tl.exp2(x.to(tl.float32) * _LOG2_E - log2_z)
+        gradient = of_softmax * softmax - tl.where(at == target, of_loss, 0.0)
+        tl.store(logits_ptr + at, gradient.to(x.dtype), mask=inside)
+
+    @triton.jit
+    def _gradients(logits_ptr, targets_ptr, log_z_ptr, gradient_ptr, vocab_size, z_loss, factor, BLOCK: tl.constexpr):
+        """Of one token: (1 + 2·z·log Z)·softmax, less 1 at the target, in place of its logits."""
+        token = tl.program_id(0).to(tl.int64)
+        logits_ptr += token * vocab_size
+        target = tl.load(targets_ptr + token)
+        log_z = tl.load(log_z_ptr + token)
+        of_loss = factor * tl.load(gradient_ptr)
+        of_softmax = of_loss * (1.0 + 2.0 * z_loss * log_z)
+        everything = tl.full([BLOCK], True, tl.int1)
+        whole = vocab_size // BLOCK * BLOCK
+        for start in range(0, whole, BLOCK):
+            at = start + tl.arange(0, BLOCK)
+            _gradient(logits_ptr, at, everything, target, log_z * _LOG2_E, of_softmax, of_loss)
+        if whole < vocab_size:
+            at = whole + tl.arange(0, BLOCK)
+            _gradient(logits_ptr, at, at < vocab_size, target, log_z * _LOG2_E, of_softmax, of_loss)
