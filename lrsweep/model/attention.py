@@ -32,7 +32,7 @@ class QKV(NamedTuple):
     """What there is to measure in attention before Proj."""
 
     parts: tuple[Tensor, Tensor, Tensor]
-    """Output of QKV in three (B, T, H, K), before any norm; q and k may have been rotated."""
+    """Output of QKV in three, before any norm: q and k (B, T, H, K), which may have been rotated, and v (B, T, D)."""
     q_BxHxTxK: Tensor
     """Queries as the score takes them."""
     k_BxHxTxK: Tensor

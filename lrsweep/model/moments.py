@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lrsweep.model.block import SITES, ProbeLevel, Seen
-from lrsweep.probes import causal_logit_sums
+from lrsweep.probes import causal_logit_sums, gpu_tokens
 from lrsweep.probes.stats import causal_pairs
 
 
@@ -47,6 +47,8 @@ def site_moments(seen: Sequence[Seen]) -> SiteMoments | None:
     """Of the sites' outputs, None if a forward kept none."""
     if not seen[0].rest:
         return None
+    if gpu_tokens.serves(seen[0].rest[0]):
+        return gpu_tokens.site_moments([(*s.qkv, *s.rest) for s in seen])
     squares_SxNxM = [
         _of_tokens([s.qkv for s in seen]),
         *(_of_tokens([(s.rest[i],) for s in seen]) for i in range(len(SITES) - 1)),

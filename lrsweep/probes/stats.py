@@ -34,10 +34,14 @@ def token_squares(*parts: Tensor) -> Tensor:
     return sum(squares[1:], start=squares[0])
 
 
+def n_groups(width: int) -> int:
+    """Groups that a compiler makes of so many channels."""
+    return width // _GROUP if width % _GROUP == 0 else 1
+
+
 def _squares_of_groups(x: Tensor) -> Tensor:
     if x.ndim == 3:
-        width = x.shape[-1]
-        x = x.view(*x.shape[:-1], -1, _GROUP if width % _GROUP == 0 else width)
+        x = x.view(*x.shape[:-1], n_groups(x.shape[-1]), -1)
     return at_least_fp32(x).square().sum(dim=-1).float()
 
 

@@ -23,10 +23,14 @@ except ImportError:  # torch built without CUDA comes without it
 _COLUMNS = 7
 """Of the table: addresses of weight, gradient, first and second moment, bf16 copy; number of elements; group."""
 _PROGRAMS = 3
-"""Programs of a multiprocessor: enough to keep its memory busy, and they leave room for what runs beside them."""
+"""Programs of a multiprocessor that update: enough to keep its memory busy, and beside them two of those that multiply
+queries and keys find room for their registers.
+"""
+_READERS = 12
+"""Programs of a multiprocessor that only read gradients."""
 _ROUNDS = 16
 """Chunks of a program to aim at, so that all end at about the same time."""
-_BLOCK = 1024
+_BLOCK, _READ_BLOCK = 512, 1024
 
 
 def available() -> bool:
@@ -71,13 +75,15 @@ class FusedAdamW:
         assert all((slot.half is not None) == self._has_half for slot in self._slots)
         self._decays = torch.tensor(decays, dtype=torch.float32, device=self._device)
         total = sum(slot.weight.numel() for slot in self._slots)
-        self._programs = _PROGRAMS * _multiprocessors(self._device)
-        self._chunk = min(65536, max(_BLOCK, triton.next_power_of_2(total // (_ROUNDS * self._programs))))
+        multiprocessors = _multiprocessors(self._device)
+        rounds = _ROUNDS * _PROGRAMS * multiprocessors
+        self._chunk = min(65536, max(_READ_BLOCK, triton.next_power_of_2(total // rounds)))
         self._tables: dict[tuple[int, ...], Tensor] = {}
         self._spare: Tensor | None = None
         self._captured: list[tuple[tuple[int, ...], Tensor]] = []
         self._n_rows = len(self._rows([0] * len(self._slots)))
-        self._partial = torch.zeros(2, self._programs, device=self._device)
+        self._squared = torch.zeros(_READERS * multiprocessors, device=self._device)
+        self._moved = torch.zeros(2, _PROGRAMS * multiprocessors, device=self._device)
 
     def warm_up(self) -> None:
         """Compile the kernels, by launching them on nothing."""
@@ -88,11 +94,11 @@ class FusedAdamW:
     def gradient_squares(self) -> Tensor:
         """Sum of squares of all gradients."""
         self._launch_squares(self._table(self._gradients()), self._n_rows)
-        return self._partial[0].sum()
+        return self._squared.sum()
 
     def _launch_squares(self, table: Tensor, n_rows: int) -> None:
-        _squares[(self._programs,)](
-            table, self._partial, n_rows, HALF=self._has_half, BLOCK=_BLOCK, COLUMNS=_COLUMNS, num_warps=4
+        _squares[(len(self._squared),)](
+            table, self._squared, n_rows, HALF=self._has_half, BLOCK=_READ_BLOCK, COLUMNS=_COLUMNS, num_warps=4
         )
 
     def step(self, rates: Tensor, finite: Tensor, divisor: Tensor) -> Tensor:
@@ -107,12 +113,12 @@ class FusedAdamW:
             ‖Δθ‖² and ‖θ‖² before the update.
         """
         self._launch_step(self._table(self._gradients()), rates, finite, divisor, self._n_rows)
-        return self._partial.sum(dim=1)
+        return self._moved.sum(dim=1)
 
     def _launch_step(self, table: Tensor, rates: Tensor, finite: Tensor, divisor: Tensor, n_rows: int) -> None:
         beta1, beta2 = self._betas
-        _adamw[(self._programs,)](
-            table, self._decays, rates, self._steps, finite, divisor, self._partial, n_rows,
+        _adamw[(self._moved.shape[1],)](
+            table, self._decays, rates, self._steps, finite, divisor, self._moved, n_rows,
             beta1, beta2, self._eps, HALF=self._has_half, BLOCK=_BLOCK, COLUMNS=_COLUMNS, num_warps=4,
         )  # fmt: skip
 

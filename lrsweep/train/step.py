@@ -23,11 +23,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lrsweep.config import Body, ModelShape, TrainConfig, TrialSpec
+from lrsweep.config import Body, ModelShape, TrainConfig, TrialSpec, mlp_width
 from lrsweep.model import GPT, ProbeLevel, gpu_loss, init_weights
 from lrsweep.model.block import Seen
 from lrsweep.model.moments import Moments, SiteMoments, site_moments
-from lrsweep.probes import gpu_logits
+from lrsweep.probes import gpu_logits, gpu_tokens
+from lrsweep.probes.stats import n_groups
 from lrsweep.schemes import Scheme
 from lrsweep.train.chunks import loss_by_chunks, n_chunks
 from lrsweep.train.halves import Halves, give_halves, refresh
@@ -201,6 +202,9 @@ class Engine:
             q_BxHxTxK = torch.zeros(1, 1, shape.n_heads, shape.d_head, dtype=dtype, device=self.device).transpose(1, 2)
             if gpu_logits.serves(q_BxHxTxK):
                 gpu_logits.causal_logit_sums([(q_BxHxTxK, q_BxHxTxK)], score.scale, score.cap)
+                heads, wide = shape.n_heads, n_groups(shape.d_model)
+                fc1 = n_groups(mlp_width(self.key.scheme, self.key.body, shape.d_model))
+                gpu_tokens.warm_up([heads, heads, wide, wide, fc1, wide], self.device)
             self._optimizer.warm_up()
 
     def _await_own_kernels(self) -> None:
