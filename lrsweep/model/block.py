@@ -16,7 +16,7 @@ from lrsweep.model.attention import Attention
 from lrsweep.model.geometry import factors, gelu, mlp_gain
 from lrsweep.model.linear import LINEARS
 from lrsweep.model.norms import in_turn, norm_of, scale
-from lrsweep.model.residual import RESIDUALS
+from lrsweep.model.residual import RESIDUALS, Add
 from lrsweep.probes import token_squares
 from lrsweep.schemes import Scheme
 
@@ -39,9 +39,9 @@ SITES = ("qkv", "proj", "fc1", "fc2")
 class Seen(NamedTuple):
     """What a block keeps of its activations for :mod:`lrsweep.model.moments` to measure; empty where not asked for."""
 
-    qkv: tuple[Tensor, ...]
+    qkv: tuple[Tensor, Tensor, Tensor] | tuple[()]
     """Squared L2 norms (B, T, G) of the heads of q and k, and of groups of channels of v, as QKV gives them."""
-    rest: tuple[Tensor, ...]
+    rest: tuple[Tensor, Tensor, Tensor] | tuple[()]
     """Squared L2 norms (B, T, G) of groups of channels of the outputs of Proj, FC1 and FC2."""
     logits: tuple[Tensor, ...]
     """Queries and keys (B, H, T, K) as the score takes them."""
@@ -110,20 +110,38 @@ class Block(nn.Module):
         self.mlp = MLPS[body](scheme, body, shape)
         self.fc2_norm = in_turn(norm_if(scheme.fc2_norm), scale(constant.fc2))
         self.mlp_residual = residual(scheme, body, shape)
+        self.leaves_late: bool = isinstance(self.mlp_residual, Add)
+        """Whether the block leaves it to the next to add its last output, where one kernel then adds and normalizes."""
 
-    def forward(self, x_BxTxD: Tensor, cos: Tensor, sin: Tensor, probe: ProbeLevel) -> tuple[Tensor, Seen]:
-        """The stream after the block, and what of it ``probe`` wants measured."""
+    def forward(
+        self, x_BxTxD: Tensor, late_BxTxD: Tensor, cos: Tensor, sin: Tensor, probe: ProbeLevel
+    ) -> tuple[Tensor, Tensor, Seen]:
+        """The stream after the block, what is yet to be added to it, and what of the block ``probe`` wants measured.
+
+        ``late_BxTxD`` is what is yet to be added to the stream before the block; nothing, if no block
+        ``leaves_late``, and it is then handed on.
+        """
+        x_BxTxD = self.joined(x_BxTxD, late_BxTxD)
         proj, qkv = self.attn(self.attn_norm(x_BxTxD), cos, sin)
         x_BxTxD = self.attn_residual(x_BxTxD, self.proj_norm(proj))
         x_BxTxD = self.mlp_stream_norm(x_BxTxD)
         fc2, fc1 = self.mlp(self.mlp_norm(x_BxTxD))
-        x_BxTxD = self.mlp_residual(x_BxTxD, self.fc2_norm(fc2))
-        parts: tuple[Tensor, ...] = ()
-        rest: tuple[Tensor, ...] = ()
+        if self.leaves_late:
+            late_BxTxD = self.fc2_norm(fc2)
+        else:
+            x_BxTxD = self.mlp_residual(x_BxTxD, self.fc2_norm(fc2))
+        parts: tuple[Tensor, Tensor, Tensor] | tuple[()] = ()
+        rest: tuple[Tensor, Tensor, Tensor] | tuple[()] = ()
         logits: tuple[Tensor, ...] = ()
         if probe != ProbeLevel.OFF:
-            parts = tuple(token_squares(part) for part in qkv.parts)
+            q, k, v = qkv.parts
+            parts = token_squares(q), token_squares(k), token_squares(v)
             rest = token_squares(proj), token_squares(*fc1), token_squares(fc2)
         if probe == ProbeLevel.ALL or (self.attn.qk_clip is not None and self.training):
             logits = qkv.q_BxHxTxK.detach(), qkv.k_BxHxTxK.detach()
-        return x_BxTxD, Seen(parts, rest, logits)
+        return x_BxTxD, late_BxTxD, Seen(parts, rest, logits)
+
+    def joined(self, x_BxTxD: Tensor, late_BxTxD: Tensor) -> Tensor:
+        """The stream with what the block before, which is like this one, has left to be added."""
+        joined: Tensor = self.mlp_residual(x_BxTxD, late_BxTxD) if self.leaves_late else x_BxTxD
+        return joined

@@ -91,11 +91,23 @@ class GPT(nn.Module):
         seq = tokens_BxT.shape[1]
         cos, sin = self.cos[:seq], self.sin[:seq]
         x_BxTxD = self.embed(F.embedding(tokens_BxT, self.embedding))
-        kept = []
+        late_BxTxD, kept = self._nothing_late(x_BxTxD), []
         for block in self.blocks:
-            x_BxTxD, seen = block(x_BxTxD, cos, sin, probe)
+            x_BxTxD, late_BxTxD, seen = block(x_BxTxD, late_BxTxD, cos, sin, probe)
             kept.append(seen)
-        return x_BxTxD, kept
+        last = self.blocks[-1]
+        assert isinstance(last, Block)
+        return last.joined(x_BxTxD, late_BxTxD), kept
+
+    def _nothing_late(self, x_BxTxD: Tensor) -> Tensor:
+        """What comes late before the first block, of the type of a sub-layer's output: so blocks stay one graph."""
+        first = self.blocks[0]
+        assert isinstance(first, Block)
+        if not first.leaves_late:
+            return x_BxTxD.new_empty(0)
+        device, dtype = x_BxTxD.device.type, x_BxTxD.dtype
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
+        return torch.zeros_like(x_BxTxD, dtype=dtype, requires_grad=torch.is_grad_enabled())
 
     def moments(self, seen: Sequence[Seen], probe: ProbeLevel, sites: SiteMoments | None = None) -> Moments | None:
         """What ``probe`` asks of a forward, as sums and maxima; None if its blocks kept nothing.

@@ -38,13 +38,19 @@ def engine_of(name: str, body: str, width: int) -> Engine:
 def activations(engine: Engine) -> dict[str, Tensor]:
     """Outputs of every linear layer of the blocks, the stream after each block, and the logits."""
     seen: dict[str, Tensor] = {}
-    watched = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2", "stream": "mlp_residual"}
+    watched = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
     handles = [
         block.get_submodule(path).register_forward_hook(
             lambda _m, _i, out, key=f"{i}.{site}": seen.update({key: out.detach()})
         )
         for i, block in enumerate(engine.model.blocks)
         for site, path in watched.items()
+    ]
+    handles += [
+        block.register_forward_hook(
+            lambda m, _i, out, key=f"{i}.stream": seen.update({key: m.joined(*out[:2]).detach()})
+        )
+        for i, block in enumerate(engine.model.blocks)
     ]
     with torch.no_grad():
         seen["logits"] = engine.model(torch.from_numpy(BATCH[0, :, :-1]))[0]

@@ -61,13 +61,14 @@ def test_what_joins_the_stream_has_rms_of_the_gain(name: str, body: str) -> None
             block.fc2_norm.gain.fill_(3.0 + i)
     joined: dict[str, Tensor] = {}
     for i, block in enumerate(model.blocks):
-        for site in ("attn_residual", "mlp_residual"):
-            block.get_submodule(site).register_forward_hook(
-                lambda _m, inputs, out, key=f"{i}.{site}": joined.update({key: out - inputs[0]})
-            )
+        assert block.leaves_late
+        block.attn_residual.register_forward_hook(
+            lambda _m, inputs, out, key=f"{i}.attn": joined.update({key: out - inputs[0]})
+        )
+        block.register_forward_hook(lambda _m, _i, out, key=f"{i}.mlp": joined.update({key: out[1]}))
     model(random_tokens())
     for i in range(SHAPE.n_layers):
-        for site, gain in (("attn_residual", 0.7 + i), ("mlp_residual", 3.0 + i)):
+        for site, gain in (("attn", 0.7 + i), ("mlp", 3.0 + i)):
             rms = joined[f"{i}.{site}"].square().mean(-1).sqrt()
             torch.testing.assert_close(rms, torch.full_like(rms, gain), rtol=1e-6, atol=0)
 
@@ -81,9 +82,9 @@ def test_the_stream_is_normalized_where_the_norm_stands_on_it(name: str, body: s
         seen: list[Tensor] = []
         for block in model.blocks:
             if name == "hybridnorm":
-                block.mlp_residual.register_forward_hook(lambda _m, inputs, _out: seen.append(inputs[0]))
+                block.mlp_stream_norm.register_forward_hook(lambda _m, _i, out: seen.append(out))
             else:
-                block.register_forward_hook(lambda _m, _i, out: seen.append(out[0]))
+                block.register_forward_hook(lambda m, _i, out: seen.append(m.joined(*out[:2])))
         model(random_tokens())
         return [x.square().mean(-1).sqrt() for x in seen]
 
