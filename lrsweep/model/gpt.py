@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lrsweep.config import Body, ModelShape
-from lrsweep.model import gpu_loss
+from lrsweep.model import gpu_embedding, gpu_loss
 from lrsweep.model.attention import rope_tables
 from lrsweep.model.block import Block, ProbeLevel, Seen, SwigluMLP
 from lrsweep.model.geometry import project, row_axis
@@ -86,11 +86,20 @@ class GPT(nn.Module):
         self.score = block.attn.score
         self.stat_names = stat_names(self.score.cap)
 
-    def hidden(self, tokens_BxT: Tensor, probe: ProbeLevel) -> tuple[Tensor, list[Seen]]:
-        """The stream (B, T, D) after the last block, and what each block keeps for :meth:`moments`."""
+    def hidden(
+        self, tokens_BxT: Tensor, probe: ProbeLevel, order_2xM: Tensor | None = None
+    ) -> tuple[Tensor, list[Seen]]:
+        """The stream (B, T, D) after the last block, and what each block keeps for :meth:`moments`.
+
+        ``order_2xM`` is :func:`lrsweep.model.gpu_embedding.in_order` of the tokens, if that is at hand.
+        """
         seq = tokens_BxT.shape[1]
         cos, sin = self.cos[:seq], self.sin[:seq]
-        x_BxTxD = self.embed(F.embedding(tokens_BxT, self.embedding))
+        if order_2xM is None:
+            rows_BxTxD = F.embedding(tokens_BxT, self.embedding)
+        else:
+            rows_BxTxD = gpu_embedding.embedding(tokens_BxT, self.embedding, order_2xM)
+        x_BxTxD = self.embed(rows_BxTxD)
         late_BxTxD, kept = self._nothing_late(x_BxTxD), []
         for block in self.blocks:
             x_BxTxD, late_BxTxD, seen = block(x_BxTxD, late_BxTxD, cos, sin, probe)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lrsweep.config import Body, ModelShape, TrainConfig, TrialSpec, mlp_width
-from lrsweep.model import GPT, ProbeLevel, gpu_loss, init_weights
+from lrsweep.model import GPT, ProbeLevel, gpu_embedding, gpu_loss, init_weights
 from lrsweep.model.block import Seen
 from lrsweep.model.moments import Moments, SiteMoments, site_moments
 from lrsweep.probes import gpu_logits, gpu_tokens
@@ -144,6 +144,9 @@ class Engine:
             """Of the three, the one to minimize."""
             shapes = (n_layers, n_columns), (n_layers, n_columns), (n_layers, key.shape.n_heads)
             self._moments = Moments(*(torch.zeros(shape) for shape in shapes))
+            self._orders_RMx2xM: Tensor | None = None
+            if gpu_embedding.serves(self.model.embedding):
+                self._orders_RMx2xM = torch.zeros(interval * self._micros, 2, micro * seq, dtype=torch.int32)
         self._parameters: list[Tensor] = list(self.model.parameters())
         groups = groups_of(self.model, train, key.weight_decay)
         # Whoever moves weights after the optimizer has moved them makes its own account of the update void.
@@ -197,6 +200,7 @@ class Engine:
         shape, score = self.key.shape, self.model.score
         dtype = torch.bfloat16 if self.key.train.precision == "bf16" else torch.float32
         with torch.cuda.device(self.device):
+            gpu_embedding.warm_up(shape.d_model, self.device)
             if self.model.plain_logits:
                 gpu_loss.warm_up(shape.vocab_size, dtype, self.device)
             q_BxHxTxK = torch.zeros(1, 1, shape.n_heads, shape.d_head, dtype=dtype, device=self.device).transpose(1, 2)
@@ -238,10 +242,12 @@ class Engine:
     def _forward_backward(self, probe: ProbeLevel, last: bool) -> tuple[Tensor, list[Seen], SiteMoments | None]:
         """Gradients of one micro-batch, added to those at hand; sums over its tokens (3), and what its blocks keep."""
         window_BxT = self._windows_RMxBxT.index_select(0, self._window)[0].long()
+        orders = self._orders_RMx2xM
+        order_2xM = None if orders is None else orders.index_select(0, self._window)[0]
         self._window += 1
         targets_BxT = window_BxT[:, 1:]
         with self._autocast():
-            x_BxTxD, seen = self.model.hidden(window_BxT[:, :-1], probe)
+            x_BxTxD, seen = self.model.hidden(window_BxT[:, :-1], probe, order_2xM)
             head_VxD = self.model.head.matrix()
         self._await_own_kernels()
         with self._beside():
@@ -417,6 +423,9 @@ class Engine:
             batches_RxBxT = batches_RxBxT[:, self._ranks.share(batches_RxBxT.shape[1])]
         windows = torch.from_numpy(batches_RxBxT.astype(np.int32)).view(n * self._micros, -1, batches_RxBxT.shape[-1])
         self._windows_RMxBxT[: len(windows)].copy_(windows)
+        if self._orders_RMx2xM is not None:
+            tokens_RMxM = self._windows_RMxBxT[: len(windows), :, :-1].flatten(1)
+            self._orders_RMx2xM[: len(windows)].copy_(gpu_embedding.in_order(tokens_RMxM))
         self._lrs_R[:n].copy_(torch.tensor(lrs))
         if self._capture:
             self._capture_missing(probes)

@@ -15,9 +15,12 @@ from torch import Tensor
 
 from lrsweep.config import DataConfig, ModelShape, TrainConfig, TrialSpec
 from lrsweep.errors import UserError
-from lrsweep.model import ProbeLevel
+from lrsweep.model import ProbeLevel, gpu_embedding, gpu_loss
+from lrsweep.probes import gpu_logits, gpu_tokens
 from lrsweep.schemes import find
+from lrsweep.train import optimizers
 from lrsweep.train.step import SCALARS, Engine, EngineKey, Interval
+from tests.conftest import KERNEL_DEVICE, needs_triton
 from tests.model.reference import CASES
 
 SHAPE = ModelShape(n_layers=2, d_model=16, n_heads=2, seq_len=8, vocab_size=32)
@@ -549,6 +552,30 @@ def test_the_learning_rate_of_the_interval_is_the_one_applied() -> None:
         assert scalars[0, UPDATE_NORM] == 0 or lr
     assert moved[0.0] == 0
     assert moved[2e-3] == pytest.approx(2 * moved[1e-3], rel=1e-4)
+
+
+@needs_triton
+@pytest.mark.skipif(KERNEL_DEVICE != "cpu", reason="a GPU runs the kernels itself, below")
+@pytest.mark.parametrize(("name", "body"), [("preln", "gpt"), ("qknorm+zloss", "llama"), ("preln+muon+qk_clip", "gpt")])
+@pytest.mark.parametrize("micro_batch", [None, 1])
+def test_steps_by_the_gpus_kernels_equal_torchs(
+    name: str, body: str, micro_batch: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every kernel of the project, put together as on a GPU and run by Triton's interpreter: all statistics alike."""
+    data, lrs = batches(5), warmup_and_fall(5, 3e-3)
+    probes = [ProbeLevel.ALL, ProbeLevel.NORMS, ProbeLevel.ALL, ProbeLevel.OFF, ProbeLevel.ALL]
+    plain = engine_of(name, body, micro_batch=micro_batch)
+    livelier(plain)
+    expected = plain.run(data, lrs, probes)
+    for module in (gpu_embedding, gpu_loss, gpu_logits, gpu_tokens):
+        monkeypatch.setattr(module, "serves", lambda _: True)
+    monkeypatch.setattr(optimizers, "_on_gpu", lambda _: True)
+    by_kernels = engine_of(name, body, micro_batch=micro_batch)
+    livelier(by_kernels)
+    assert by_kernels._orders_RMx2xM is not None
+    interval = by_kernels.run(data, lrs, probes)
+    np.testing.assert_allclose(interval.scalars_RxS, expected.scalars_RxS, rtol=1e-4)
+    np.testing.assert_allclose(interval.layers_RxNxS, expected.layers_RxNxS, rtol=1e-4)
 
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

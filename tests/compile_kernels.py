@@ -1,0 +1,77 @@
+"""Compiles every Triton kernel for GPUs that need not be there, and prints each one's name and target.
+
+A program of its own, because a process that interprets kernels cannot compile them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from lrsweep.model import gpu_embedding, gpu_loss
+from lrsweep.probes import gpu_logits, gpu_tokens
+from lrsweep.train import gpu_adamw
+
+Constants = Mapping[str, int | bool]
+LOGITS = {"HARDWARE_TANH": True, "ROWS": 64, "COLUMNS": 64}
+"""Of every variant of that kernel."""
+KERNELS: list[tuple[object, dict[str, str], Constants]] = [
+    *(
+        (gpu_logits._logits, {"q_ptr": f"*{dtype}", "k_ptr": f"*{dtype}", "scale": "fp32", "cap": "fp32"}, constants)
+        for dtype in ("bf16", "fp32")
+        for width, padded in ((128, 128), (24, 32), (8, 16))
+        for capped in (False, True)
+        for constants in ({**LOGITS, "CAPPED": capped, "WIDTH": width, "PADDED": padded},)
+    ),
+    *(
+        (gpu_tokens._moments, {}, {"TOKENS": 64} | {f"PADDED{i}": padded for i, padded in enumerate(widths)})
+        for widths in ((1,) * 6, (16, 16, 32, 32, 128, 32))
+    ),
+    *(
+        (kernel, types, {"HALF": half, "BLOCK": block, "COLUMNS": gpu_adamw._COLUMNS})
+        for half in (False, True)
+        for kernel, block, types in (
+            (
+                gpu_adamw._adamw,
+                gpu_adamw._BLOCK,
+                {"finite_ptr": "*i1", "beta1": "fp32", "beta2": "fp32", "eps": "fp32"},
+            ),
+            (gpu_adamw._squares, gpu_adamw._READ_BLOCK, {}),
+        )
+    ),
+    *(
+        (kernel, {"logits_ptr": f"*{dtype}", "z_loss": "fp32", "factor": "fp32"}, {"BLOCK": gpu_loss._BLOCK})
+        for dtype in ("bf16", "fp32")
+        for kernel in (gpu_loss._losses, gpu_loss._gradients)
+    ),
+    *(
+        (kernel, {"ids_ptr": "*i32", "places_ptr": "*i32"}, {"CHUNK": gpu_embedding._CHUNK, "COLUMNS": columns})
+        for kernel in (gpu_embedding._walk, gpu_embedding._join)
+        for columns in (1, 512)
+    ),
+]
+"""Kernel, types of arguments that are neither an fp32 pointer nor an int32, and constants."""
+USUAL = {"table_ptr": "*i64", "targets_ptr": "*i64"}
+
+
+def compile_for(capability: int) -> None:
+    """Compile all of them to machine code for one compute capability."""
+    for kernel, types, constants in KERNELS:
+        names: list[str] = kernel.arg_names  # type: ignore[attr-defined]
+        signature = {n: "constexpr" if n in constants else "*fp32" if n.endswith("_ptr") else "i32" for n in names}
+        signature |= {n: t for n, t in (USUAL | types).items() if n in names}
+        # Addresses of tensors, and strides as models have them, are multiples of 16.
+        even = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n.endswith(("_ptr", "_row", "_head"))}
+        source = ASTSource(kernel, signature, constexprs=dict(constants), attrs=even)
+        binary = triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]
+        assert binary, "no machine code"
+        print(kernel.__name__, capability, flush=True)  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    for argument in sys.argv[1:]:
+        compile_for(int(argument))
