@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lrsweep import schemes
 from lrsweep.config import SIZES, TRAIN_FLAGS, SweepConfig, find_body, find_size, mlp_width, read_config_file
 from lrsweep.schemes import find
 from lrsweep.sweep.plan import find_schemes, make_plan, train_config
@@ -27,24 +28,26 @@ def name_of(path: Path) -> str:
 
 @pytest.fixture(autouse=True)
 def _in_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Configs name files as seen from the checkout."""
+    """Configs name files as seen from the checkout; the schemes of those files are gone with the test."""
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(schemes, "_REGISTRY", dict(schemes._REGISTRY))
+    monkeypatch.setattr(sys, "modules", {k: v for k, v in sys.modules.items() if not k.startswith("lrsweep_own_")})
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name_of)
 def test_config_names_known_things_and_its_first_line_counts_the_trials(path: Path) -> None:
     config = SweepConfig(**read_config_file(path))
-    schemes, sizes = find_schemes(config.arch), [find_size(size) for size in config.size]
+    rows, sizes = find_schemes(config.arch), [find_size(size) for size in config.size]
     bodies = [find_body(body) for body in config.body]
     given = {flag: getattr(config, flag) for flag in TRAIN_FLAGS if getattr(config, flag) is not None}
-    for scheme in schemes:
+    for scheme in rows:
         for size in sizes:
             train = train_config(scheme, size, given, "cpu" if config.device == "cpu" else "cuda")
             assert {flag: getattr(train, flag) for flag in given} == given
     points = sum((config.seeds or size.seeds) * len(config.lrs or size.lrs) for size in sizes)
     stated = re.search(r"([\d × ]+= )?(\d+) trials", path.read_text(encoding="utf-8").splitlines()[0])
     assert stated is not None
-    assert int(stated[2]) == len(schemes) * len(bodies) * points
+    assert int(stated[2]) == len(rows) * len(bodies) * points
     if stated[1]:
         assert np.prod([int(factor) for factor in stated[1].rstrip(" =").split("×")]) == int(stated[2])
 
