@@ -58,7 +58,7 @@ class GPT(nn.Module):
 
     def __init__(self, scheme: Scheme, body: Body, shape: ModelShape) -> None:
         super().__init__()
-        self.scheme, self.shape = scheme, shape
+        self.scheme, self.body, self.shape = scheme, body, shape
         d_model = shape.d_model
         self.embedding = nn.Parameter(torch.empty(shape.vocab_size, d_model))
         embed_paths: dict[str, Callable[[], nn.Module]] = {

@@ -11,26 +11,23 @@ P columns of the moments, H heads.
 from __future__ import annotations
 
 import contextlib
-import functools
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lrsweep.config import Body, ModelShape, TrainConfig, TrialSpec, mlp_width
-from lrsweep.model import GPT, ProbeLevel, gpu_embedding, gpu_loss, init_weights
+from lrsweep.config import Body, ModelShape, TrainConfig, TrialSpec
+from lrsweep.model import GPT, ProbeLevel, gpu_embedding, init_weights
 from lrsweep.model.block import Seen
 from lrsweep.model.moments import Moments, SiteMoments, site_moments
-from lrsweep.probes import gpu_logits, gpu_tokens
-from lrsweep.probes.stats import n_groups
 from lrsweep.schemes import Scheme
+from lrsweep.train.capture import Graphs, streams
 from lrsweep.train.chunks import loss_by_chunks, n_chunks
+from lrsweep.train.compilation import LossSums, OwnKernels, compile_model, wake_compilers
 from lrsweep.train.halves import Halves, give_halves, refresh
 from lrsweep.train.optimizers import OPTIMIZERS, Optimizer, groups_of, keeps_halves
 from lrsweep.train.ranks import Ranks
@@ -78,25 +75,6 @@ class EngineKey:
         )
 
 
-def _wake_compilers() -> None:
-    """Start the processes in which torch compiles kernels, some seconds before the first is wanted."""
-    try:
-        from torch._inductor.async_compile import AsyncCompile
-
-        AsyncCompile.wakeup()
-    except (ImportError, AttributeError):
-        pass  # They then start with the first kernel.
-
-
-@functools.cache
-def _streams(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
-    """What steps are captured from, and a branch that gives way to it.
-
-    The same for all engines of a process: for every stream it sees, cuBLAS takes memory that it does not give back.
-    """
-    return torch.cuda.Stream(device, priority=-1), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-
-
 class Engine:
     """Model, optimizer and step of one :class:`EngineKey`.
 
@@ -117,10 +95,10 @@ class Engine:
     ) -> None:
         self.key, self._ranks = key, ranks
         self.device = torch.device(key.device)
-        self._capture = self.device.type == "cuda" if capture is None else capture
-        compiled = self._capture if compiled is None else compiled
+        capture = self.device.type == "cuda" if capture is None else capture
+        compiled = capture if compiled is None else compiled
         if compiled:
-            _wake_compilers()
+            wake_compilers()
         train, seq = key.train, key.shape.seq_len
         n_ranks = 1 if ranks is None else ranks.size
         share = train.batch_size // n_ranks
@@ -160,61 +138,28 @@ class Engine:
         self._before: list[Tensor] = []
         if moved_later or not self._optimizer.accounts:
             self._before = [torch.empty_like(p) for p in self._parameters]
-        self._graphs: dict[tuple[ProbeLevel, bool], torch.cuda.CUDAGraph] = {}
-        cuda = self.device.type == "cuda"
-        self._ahead: torch.cuda.Stream | None = None
         self._side: torch.cuda.Stream | None = None
-        if cuda:
-            self._ahead, self._side = _streams(self.device)
+        self._graphs: Graphs | None = None
+        self._own_kernels: OwnKernels | None = None
+        if self.device.type == "cuda":
+            ahead, self._side = streams(self.device)
+            if capture:
+                self._graphs = Graphs((False, True) if self._micros > 1 else (True,), ahead)
+            if compiled:
+                dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
+                self._own_kernels = OwnKernels(self.model, self._optimizer, dtype, self.device)
         if self._micros > 1:
             for parameter in self._parameters:
                 parameter.grad = torch.zeros_like(parameter)
         self._clear()
         if ranks is not None:
             ranks.watch(self._parameters, [list(block.parameters()) for block in self.model.blocks])
-        self._loss_sums: Callable[[Tensor, Tensor, Tensor, float, float], Tensor] = self.model.loss_sums
+        self._loss_sums: LossSums = self.model.loss_sums
         if compiled:
             self._compile()
-        self._own_kernels: threading.Thread | None = None
-        if cuda and compiled:
-            # Most of their compilation is not Python, and goes on while Python compiles the blocks.
-            self._own_kernels = threading.Thread(target=self._compile_own_kernels)
-            self._own_kernels.start()
 
     def _compile(self, backend: str = "inductor") -> None:
-        # A process that sweeps many schemes would pass dynamo's limit of compilations of one function; graphs
-        # captured before stay valid.
-        torch.compiler.reset()
-        # What autocast leaves in fp32 (σReparam's power iteration, a clipped softmax) is left there on purpose.
-        warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
-        self.model.score.prepare(self.key.shape.seq_len, self.device)
-        # Nothing in these graphs is what the patterns look for, and to look takes two seconds.
-        options: dict[str, str | int | bool | Callable[..., Any]] | None
-        options = {"pattern_matcher": False} if backend == "inductor" else None
-        for block in self.model.blocks:
-            block.compile(backend=backend, options=options)
-        if not self.model.plain_logits:
-            self._loss_sums = torch.compile(self.model.loss_sums, backend=backend, options=options)
-
-    def _compile_own_kernels(self) -> None:
-        shape, score = self.key.shape, self.model.score
-        dtype = torch.bfloat16 if self.key.train.precision == "bf16" else torch.float32
-        with torch.cuda.device(self.device):
-            gpu_embedding.warm_up(shape.d_model, self.device)
-            if self.model.plain_logits:
-                gpu_loss.warm_up(shape.vocab_size, dtype, self.device)
-            q_BxHxTxK = torch.zeros(1, 1, shape.n_heads, shape.d_head, dtype=dtype, device=self.device).transpose(1, 2)
-            if gpu_logits.serves(q_BxHxTxK):
-                gpu_logits.causal_logit_sums([(q_BxHxTxK, q_BxHxTxK)], score.scale, score.cap)
-                heads, wide = shape.n_heads, n_groups(shape.d_model)
-                fc1 = n_groups(mlp_width(self.key.scheme, self.key.body, shape.d_model))
-                gpu_tokens.warm_up([heads, heads, wide, wide, fc1, wide], self.device)
-            self._optimizer.warm_up()
-
-    def _await_own_kernels(self) -> None:
-        if self._own_kernels is not None:
-            self._own_kernels.join()
-            self._own_kernels = None
+        self._loss_sums = compile_model(self.model, self.device, backend)
 
     def reset(self, seed: int) -> None:
         """Initial weights of ``seed``, fresh optimizer; in place, so that a captured graph stays valid."""
@@ -249,7 +194,8 @@ class Engine:
         with self._autocast():
             x_BxTxD, seen = self.model.hidden(window_BxT[:, :-1], probe, order_2xM)
             head_VxD = self.model.head.matrix()
-        self._await_own_kernels()
+        if self._own_kernels is not None:
+            self._own_kernels.wait()
         with self._beside():
             sites = site_moments(seen)
         chunks = n_chunks(targets_BxT.numel(), self.key.shape.vocab_size)
@@ -355,38 +301,13 @@ class Engine:
         self._moments.maxima_NxP.fill_(-torch.inf)
         self._moments.head_maxima_NxH.fill_(-torch.inf)
 
-    def _capture_step(self, probes: set[ProbeLevel]) -> None:
-        """Capture the step for ``probes``, on the batch at hand, and anew for those that have been captured already.
-
-        The steps on the way pass for not finite, so they leave weights and optimizer alone; buffers are put back.
-        """
-        levels = sorted(probes | {probe for probe, _ in self._graphs})
+    @contextlib.contextmanager
+    def _nothing_moves(self) -> Iterator[None]:
+        """Steps pass for not finite, so they leave weights and optimizer alone; buffers are put back."""
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
-        parts = [False, True] if self._micros > 1 else [True]
-        # A graph keeps the memory of its activations: with those of an older one there might be too little for a step.
-        self._graphs.clear()
-        torch.cuda.empty_cache()
-        assert self._ahead is not None
-        self._ahead.wait_stream(torch.cuda.current_stream())
         self._live.fill_(False)
         try:
-            with torch.cuda.stream(self._ahead):
-                for probe in probes:
-                    for _ in range(2):  # Compiles, and lets libraries take their working memory.
-                        self._rewind()
-                        for last in parts:
-                            self._step(probe, last)
-            torch.cuda.synchronize()
-            torch.cuda.empty_cache()  # The graphs take as much again from a pool of their own, which they share.
-            pool = torch.cuda.graph_pool_handle()
-            for probe in levels:
-                for last in parts:
-                    graph = torch.cuda.CUDAGraph()
-                    # Threads of the communication library go on meanwhile.
-                    with torch.cuda.graph(graph, pool=pool, stream=self._ahead, capture_error_mode="thread_local"):
-                        self._step(probe, last)
-                    self._graphs[probe, last] = graph
-                self._optimizer.settle()
+            yield
         finally:
             self._live.fill_(True)
             self._clear()
@@ -395,15 +316,15 @@ class Engine:
                     buffer.copy_(old)
 
     def _capture_missing(self, probes: Sequence[ProbeLevel]) -> None:
-        missing = {probe for probe in probes if (probe, True) not in self._graphs}
-        if not missing:
+        """Capture the step, on the batch at hand, at levels that are new."""
+        if self._graphs is None or not (missing := self._graphs.missing(probes)):
             return
         try:
-            self._capture_step(missing)
+            with self._nothing_moves():
+                self._graphs.capture(self._step, missing, self._rewind, self._optimizer.settle)
         except (RuntimeError, NotImplementedError) as error:
             warnings.warn(f"step not captured, running it eagerly: {str(error).splitlines()[0]}", stacklevel=3)
-            self._capture = False
-            self._graphs.clear()
+            self._graphs = None
 
     def _rewind(self) -> None:
         self._position.zero_()
@@ -427,15 +348,14 @@ class Engine:
             tokens_RMxM = self._windows_RMxBxT[: len(windows), :, :-1].flatten(1)
             self._orders_RMx2xM[: len(windows)].copy_(gpu_embedding.in_order(tokens_RMxM))
         self._lrs_R[:n].copy_(torch.tensor(lrs))
-        if self._capture:
-            self._capture_missing(probes)
+        self._capture_missing(probes)
         self._moments_2xRxNxP.fill_(torch.nan)
         self._rewind()
         for probe in probes:
             for micro in range(self._micros):
                 last = micro == self._micros - 1
-                if self._capture:
-                    self._graphs[probe, last].replay()
+                if self._graphs is not None:
+                    self._graphs.replay(probe, last)
                 else:
                     self._step(probe, last)
         # Roots and quotients are taken on the host, where they cost the step no kernels.
