@@ -77,7 +77,7 @@ class _Embedding(torch.autograd.Function):
 
 if triton is not None:
 
-    @triton.jit(do_not_specialize=["n_tokens"])
+    @triton.jit(do_not_specialize=["n_tokens"], do_not_specialize_on_alignment=["ids_ptr", "places_ptr"])
     def _walk(
         gradient_ptr, ids_ptr, places_ptr, out_ptr, parts_ptr, n_tokens, width, CHUNK: tl.constexpr,
         COLUMNS: tl.constexpr,
@@ -112,7 +112,7 @@ if triton is not None:
         at = tl.where(current == before, first_ptr, at)
         tl.store(at, total, mask=inside)
 
-    @triton.jit(do_not_specialize=["n_tokens"])
+    @triton.jit(do_not_specialize=["n_tokens"], do_not_specialize_on_alignment=["ids_ptr", "places_ptr"])
     def _join(ids_ptr, places_ptr, out_ptr, parts_ptr, n_tokens, width, CHUNK: tl.constexpr, COLUMNS: tl.constexpr):
         """If a run starts in this chunk and goes on behind it, the sum of its parts."""
         chunk = tl.program_id(0)
