@@ -15,11 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # torch built without CUDA comes without it
-    triton = None
+from lrsweep.triton_kernels import run_on, tl, triton
 
 _CHUNK = 32
 _MOST_COLUMNS = 512
@@ -27,7 +23,7 @@ _MOST_COLUMNS = 512
 
 def serves(weight: Tensor) -> bool:
     """Whether the kernels can run on such an embedding."""
-    return triton is not None and weight.is_cuda and weight.dtype == torch.float32
+    return run_on(weight) and weight.dtype == torch.float32
 
 
 def in_order(tokens_RxM: Tensor) -> Tensor:

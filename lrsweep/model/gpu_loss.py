@@ -14,11 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # torch built without CUDA comes without it
-    triton = None
+from lrsweep.triton_kernels import run_on, tl, triton
 
 _BLOCK = 4096
 _WARPS = 8
@@ -26,7 +22,7 @@ _WARPS = 8
 
 def serves(logits: Tensor) -> bool:
     """Whether the kernels can run on such a tensor."""
-    return triton is not None and logits.is_cuda and logits.dtype != torch.float64
+    return run_on(logits) and logits.dtype != torch.float64
 
 
 def loss_sums(logits_BxTxV: Tensor, targets_BxT: Tensor, z_loss: float, factor: float) -> Tensor:

@@ -14,11 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # torch built without CUDA comes without it
-    triton = None
+from lrsweep.triton_kernels import run_on, tl, triton
 
 ROWS = COLUMNS = 64
 """Queries and keys of a block: the fastest of the six tried on an H100, at every head width and length tried."""
@@ -26,7 +22,7 @@ ROWS = COLUMNS = 64
 
 def serves(q_BxHxTxK: Tensor) -> bool:
     """Whether the kernel can run on such a tensor."""
-    return triton is not None and q_BxHxTxK.is_cuda and q_BxHxTxK.ndim == 4 and q_BxHxTxK.dtype != torch.float64
+    return run_on(q_BxHxTxK) and q_BxHxTxK.ndim == 4 and q_BxHxTxK.dtype != torch.float64
 
 
 def causal_logit_sums(

@@ -10,11 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # torch built without CUDA comes without it
-    triton = None
+from lrsweep.triton_kernels import run_on, tl, triton
 
 _TOKENS = 64
 Layer = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -23,7 +19,7 @@ Layer = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 def serves(squares: Tensor) -> bool:
     """Whether the kernel can run on such a tensor."""
-    return triton is not None and squares.is_cuda and squares.dtype == torch.float32
+    return run_on(squares) and squares.dtype == torch.float32
 
 
 def site_moments(layers: Sequence[Layer]) -> tuple[Tensor, Tensor]:

@@ -38,11 +38,6 @@ class Graphs:
         """Which of the levels have not been captured."""
         return {probe for probe in probes if (probe, True) not in self._graphs}
 
-    def clear(self) -> None:
-        """Give up what was captured, and its memory."""
-        self._graphs.clear()
-        torch.cuda.empty_cache()
-
     def replay(self, probe: ProbeLevel, last: bool) -> None:
         """Run one part of a step that was captured."""
         self._graphs[probe, last].replay()
@@ -60,7 +55,8 @@ class Graphs:
         """
         levels = sorted(probes | {probe for probe, _ in self._graphs})
         # A graph keeps the memory of its activations: with those of an older one there might be too little for a step.
-        self.clear()
+        self._graphs.clear()
+        torch.cuda.empty_cache()
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             for probe in probes:

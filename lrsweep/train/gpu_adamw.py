@@ -14,11 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # torch built without CUDA comes without it
-    triton = None
+from lrsweep.triton_kernels import tl, triton
 
 _COLUMNS = 7
 """Of the table: addresses of weight, gradient, first and second moment, bf16 copy; number of elements; group."""
@@ -31,11 +27,6 @@ _READERS = 12
 _ROUNDS = 16
 """Chunks of a program to aim at, so that all end at about the same time."""
 _BLOCK, _READ_BLOCK = 512, 1024
-
-
-def available() -> bool:
-    """Whether Triton is installed."""
-    return triton is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

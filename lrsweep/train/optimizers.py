@@ -18,6 +18,7 @@ from lrsweep.model import GPT
 from lrsweep.model.gpt import is_matrix
 from lrsweep.train import gpu_adamw
 from lrsweep.train.halves import Halves
+from lrsweep.triton_kernels import run_on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,13 +35,9 @@ class Group:
     """Whether these are the matrices inside the blocks."""
 
 
-def _on_gpu(tensor: Tensor) -> bool:
-    return tensor.is_cuda and gpu_adamw.available()
-
-
 def keeps_halves(train: TrainConfig, lr: Tensor) -> bool:
     """Whether the optimizer that ``train`` asks for can keep bf16 copies of weights where ``lr`` is."""
-    return train.optimizer == "adamw" and _on_gpu(lr)
+    return train.optimizer == "adamw" and run_on(lr)
 
 
 class Optimizer(Protocol):
@@ -110,7 +107,7 @@ class _Rates:
 def adamw(groups: Sequence[Group], train: TrainConfig, lr: Tensor, halves: Halves) -> Optimizer:
     """AdamW (Loshchilov & Hutter, 1711.05101); on a GPU in one kernel that knows how far the weights have moved."""
     groups = [g for g in groups if g.params]
-    return _GPUAdamW(groups, train, lr, halves) if _on_gpu(lr) else _TorchAdamW(groups, train, lr, halves)
+    return _GPUAdamW(groups, train, lr, halves) if run_on(lr) else _TorchAdamW(groups, train, lr, halves)
 
 
 class _Plain:

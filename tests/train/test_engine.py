@@ -569,7 +569,7 @@ def test_steps_by_the_gpus_kernels_equal_torchs(
     expected = plain.run(data, lrs, probes)
     for module in (gpu_embedding, gpu_loss, gpu_logits, gpu_tokens):
         monkeypatch.setattr(module, "serves", lambda _: True)
-    monkeypatch.setattr(optimizers, "_on_gpu", lambda _: True)
+    monkeypatch.setattr(optimizers, "run_on", lambda _: True)
     by_kernels = engine_of(name, body, micro_batch=micro_batch)
     livelier(by_kernels)
     assert by_kernels._orders_RMx2xM is not None

@@ -1,0 +1,18 @@
+"""Triton, where it is installed, for the modules that hold our GPU kernels."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # torch built without CUDA comes without it
+    triton = tl = None
+
+__all__ = ["run_on", "tl", "triton"]
+
+
+def run_on(tensor: Tensor) -> bool:
+    """Whether kernels can run where the tensor is."""
+    return triton is not None and tensor.is_cuda
