@@ -166,6 +166,7 @@ def main(rank: int, folder: Path, backend: str) -> None:
         "apart": apart(rank),
     }
     (folder / f"{rank}.json").write_text(json.dumps(seen), encoding="utf-8")
+    dist.barrier()  # Neither takes its end of a connection away while the other still uses it.
     dist.destroy_process_group()
 
 
