@@ -63,6 +63,9 @@ class Ranks:
         Raises:
             torch.distributed.DistError: the others did not come in ten minutes.
         """
+        # Its functions hold, as defaults, the group of its first import: ours, past leave(), if that is later.
+        import torch.distributed.nn.functional
+
         on_gpu = device.type == "cuda"
         if on_gpu:
             device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
@@ -80,9 +83,12 @@ class Ranks:
         return cls(dist.group.WORLD, device)
 
     def leave(self) -> None:
-        """Part from the others."""
+        """Part from the others; nothing but :attr:`rank` and :attr:`size` may be asked of this afterwards."""
         self.unwatch()
         dist.destroy_process_group()
+        # The last reference: gloo's threads end with it. One that still let go of a tensor while the interpreter ends
+        # would take the process down (std::terminate).
+        del self._group
 
     def share(self, n: int) -> slice:
         """This rank's rows of a batch of ``n``, which ``size`` must divide: means of shares are then means of all."""

@@ -37,6 +37,11 @@ def test_each_has_its_own_share(both: list[Seen]) -> None:
     assert [(seen["rank"], seen["size"], seen["share"]) for seen in both] == [(0, 2, range(3)), (1, 2, range(3, 6))]
 
 
+def test_who_left_leaves_no_thread_of_the_group_behind(both: list[Seen]) -> None:
+    for seen in both:
+        assert not [name for name in seen["threads"] if "gloo" in name]
+
+
 def test_sums_and_maxima_are_those_of_both_and_nan_is_never_lost(both: list[Seen]) -> None:
     nan, inf = np.nan, np.inf
     for seen in both:

@@ -126,8 +126,9 @@ def main(rank: int, folder: Path, port: int, device: str) -> None:
         for buckets in (True, False):
             seen[f"gradients {micro_batches} {buckets}"] = gradients(ranks, micro_batches, buckets, on_gpu)
     seen["engines"] = engines(ranks, device)
-    torch.save(seen, folder / f"{rank}.pt")
     ranks.leave()
+    seen["threads"] = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").glob("*")]
+    torch.save(seen, folder / f"{rank}.pt")
 
 
 if __name__ == "__main__":
