@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 try:
@@ -10,9 +11,14 @@ try:
 except ImportError:  # torch built without CUDA comes without it
     triton = tl = None
 
-__all__ = ["run_on", "tl", "triton"]
+__all__ = ["multiprocessors", "run_on", "tl", "triton"]
 
 
 def run_on(tensor: Tensor) -> bool:
     """Whether kernels can run where the tensor is."""
     return triton is not None and tensor.is_cuda
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Of a GPU; Triton's interpreter, which runs programs one after the other, gets by with one."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

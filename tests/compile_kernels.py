@@ -12,13 +12,21 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lrsweep.model import gpu_embedding, gpu_loss
+from lrsweep.model import gpu_embedding, gpu_loss, gpu_norm
 from lrsweep.probes import gpu_logits, gpu_tokens
 from lrsweep.train import gpu_adamw
 
 Constants = Mapping[str, int | bool]
 LOGITS = {"HARDWARE_TANH": True, "ROWS": 64, "COLUMNS": 64}
 """Of every variant of that kernel."""
+NORM_TYPES = {
+    "f_ptr": "*bf16",
+    "normed_ptr": "*bf16",
+    "normed_gradient_ptr": "*bf16",
+    "of_f_ptr": "*bf16",
+    "eps": "fp32",
+}
+"""Where a stream in fp32 is joined by what autocast has made."""
 KERNELS: list[tuple[object, dict[str, str], Constants]] = [
     *(
         (gpu_logits._logits, {"q_ptr": f"*{dtype}", "k_ptr": f"*{dtype}", "scale": "fp32", "cap": "fp32"}, constants)
@@ -53,6 +61,14 @@ KERNELS: list[tuple[object, dict[str, str], Constants]] = [
         for kernel in (gpu_embedding._walk, gpu_embedding._join)
         for columns in (1, 512)
     ),
+    *(
+        (kernel, NORM_TYPES, {**tile, "CENTRED": centred, constant: flag})
+        for kernel, constant in ((gpu_norm._forward, "MEASURED"), (gpu_norm._backward, "TWO_TYPES"))
+        for tile in ({"ROWS": 1, "COLUMNS": 2048}, {"ROWS": 64, "COLUMNS": 32})
+        for centred in (False, True)
+        for flag in (False, True)
+    ),
+    (gpu_norm._add_up, {}, {"ROWS": 64, "COLUMNS": 32}),
 ]
 """Kernel, types of arguments that are neither an fp32 pointer nor an int32, and constants."""
 USUAL = {"table_ptr": "*i64", "targets_ptr": "*i64"}

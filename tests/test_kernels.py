@@ -9,7 +9,19 @@ from pathlib import Path
 
 from tests.conftest import needs_triton
 
-NAMES = {"_logits", "_moments", "_adamw", "_squares", "_losses", "_gradients", "_walk", "_join"}
+NAMES = {
+    "_logits",
+    "_moments",
+    "_adamw",
+    "_squares",
+    "_losses",
+    "_gradients",
+    "_walk",
+    "_join",
+    "_forward",
+    "_backward",
+    "_add_up",
+}
 
 
 @needs_triton

@@ -16,8 +16,9 @@ from lrsweep.model.attention import Attention
 from lrsweep.model.geometry import factors, gelu, mlp_gain
 from lrsweep.model.linear import LINEARS
 from lrsweep.model.norms import in_turn, norm_of, scale
-from lrsweep.model.residual import RESIDUALS, Add
+from lrsweep.model.residual import RESIDUALS, Add, join, joins_by_kernel
 from lrsweep.probes import token_squares
+from lrsweep.probes.stats import n_groups
 from lrsweep.schemes import Scheme
 
 
@@ -39,11 +40,13 @@ SITES = ("qkv", "proj", "fc1", "fc2")
 class Seen(NamedTuple):
     """What a block keeps of its activations for :mod:`lrsweep.model.moments` to measure; empty where not asked for."""
 
-    qkv: tuple[Tensor, Tensor, Tensor] | tuple[()]
-    """Squared L2 norms (B, T, G) of the heads of q and k, and of groups of channels of v, as QKV gives them."""
-    rest: tuple[Tensor, Tensor, Tensor] | tuple[()]
-    """Squared L2 norms (B, T, G) of groups of channels of the outputs of Proj, FC1 and FC2."""
-    logits: tuple[Tensor, ...]
+    squares: tuple[Tensor, ...] = ()
+    """Squared L2 norms (B, T, G) of heads, or groups of channels, of six: q, k and v as QKV gives them, and the outputs
+    of Proj, FC1 and FC2. The last is missing where the block leaves its output to the next.
+    """
+    left: tuple[Tensor, ...] = ()
+    """The last of the block before, if that has left it."""
+    logits: tuple[Tensor, ...] = ()
     """Queries and keys (B, H, T, K) as the score takes them."""
 
 
@@ -112,6 +115,9 @@ class Block(nn.Module):
         self.mlp_residual = residual(scheme, body, shape)
         self.leaves_late: bool = isinstance(self.mlp_residual, Add)
         """Whether the block leaves it to the next to add its last output, where one kernel then adds and normalizes."""
+        self._proj_joins = isinstance(self.proj_norm, nn.Identity)
+        self._fc2_joins = isinstance(self.fc2_norm, nn.Identity)
+        """Whether what joins the stream is what Proj, or FC2, gives, and can be measured there."""
 
     def forward(
         self, x_BxTxD: Tensor, late_BxTxD: Tensor, cos: Tensor, sin: Tensor, probe: ProbeLevel
@@ -121,27 +127,61 @@ class Block(nn.Module):
         ``late_BxTxD`` is what is yet to be added to the stream before the block; nothing, if no block
         ``leaves_late``, and it is then handed on.
         """
-        x_BxTxD = self.joined(x_BxTxD, late_BxTxD)
-        proj, qkv = self.attn(self.attn_norm(x_BxTxD), cos, sin)
-        x_BxTxD = self.attn_residual(x_BxTxD, self.proj_norm(proj))
-        x_BxTxD = self.mlp_stream_norm(x_BxTxD)
-        fc2, fc1 = self.mlp(self.mlp_norm(x_BxTxD))
+        measured = probe != ProbeLevel.OFF
+        x_BxTxD, normed_BxTxD, left = self.take_late(self.attn_norm, x_BxTxD, late_BxTxD, measured=measured)
+        proj, qkv = self.attn(normed_BxTxD, cos, sin)
+        x_BxTxD, normed_BxTxD, of_proj = self._take_attention(x_BxTxD, proj, measured=measured)
+        fc2, fc1 = self.mlp(normed_BxTxD)
         if self.leaves_late:
             late_BxTxD = self.fc2_norm(fc2)
         else:
             x_BxTxD = self.mlp_residual(x_BxTxD, self.fc2_norm(fc2))
-        parts: tuple[Tensor, Tensor, Tensor] | tuple[()] = ()
-        rest: tuple[Tensor, Tensor, Tensor] | tuple[()] = ()
+        squares: tuple[Tensor, ...] = ()
         logits: tuple[Tensor, ...] = ()
-        if probe != ProbeLevel.OFF:
+        if measured:
             q, k, v = qkv.parts
-            parts = token_squares(q), token_squares(k), token_squares(v)
-            rest = token_squares(proj), token_squares(*fc1), token_squares(fc2)
+            of_fc2 = () if self.leaves_late and self._fc2_joins else (token_squares(fc2),)
+            squares = token_squares(q), token_squares(k), token_squares(v), *of_proj, token_squares(*fc1), *of_fc2
         if probe == ProbeLevel.ALL or (self.attn.qk_clip is not None and self.training):
             logits = qkv.q_BxHxTxK.detach(), qkv.k_BxHxTxK.detach()
-        return x_BxTxD, late_BxTxD, Seen(parts, rest, logits)
+        return x_BxTxD, late_BxTxD, Seen(squares, left, logits)
 
-    def joined(self, x_BxTxD: Tensor, late_BxTxD: Tensor) -> Tensor:
-        """The stream with what the block before, which is like this one, has left to be added."""
-        joined: Tensor = self.mlp_residual(x_BxTxD, late_BxTxD) if self.leaves_late else x_BxTxD
-        return joined
+    def groups(self) -> list[int]:
+        """Groups that each of the six squares has where blocks are compiled for a GPU."""
+        heads, hidden = self.attn.heads, self.mlp.fc2.weight.shape[1]
+        wide = n_groups(self.mlp.fc2.weight.shape[0])
+        by_kernel = (
+            self._proj_joins and joins_by_kernel(self.attn_residual, self.mlp_norm),
+            self._fc2_joins and joins_by_kernel(self.mlp_residual, self.attn_norm),
+        )
+        proj, fc2 = (1 if alone else wide for alone in by_kernel)
+        return [heads, heads, wide, proj, n_groups(hidden), fc2]
+
+    def take_late(
+        self, norm: nn.Module, x_BxTxD: Tensor, late_BxTxD: Tensor, *, measured: bool = False
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """What a block like this one has left is added to the stream.
+
+        Returns:
+            The stream, the stream normalized, and squares of what was added if FC2 is to be measured there.
+        """
+        if not self.leaves_late:
+            return x_BxTxD, norm(x_BxTxD), ()
+        return join(self.mlp_residual, norm, x_BxTxD, late_BxTxD, measured=measured and self._fc2_joins)
+
+    def _take_attention(
+        self, x_BxTxD: Tensor, proj_BxTxD: Tensor, *, measured: bool
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """The stream with attention's output, the stream normalized for the MLP, and squares of Proj's if measured."""
+        f_BxTxD = self.proj_norm(proj_BxTxD)
+        squares: tuple[Tensor, ...] = ()
+        if isinstance(self.mlp_stream_norm, nn.Identity):
+            x_BxTxD, normed_BxTxD, squares = join(
+                self.attn_residual, self.mlp_norm, x_BxTxD, f_BxTxD, measured=measured and self._proj_joins
+            )
+        else:
+            x_BxTxD = self.mlp_stream_norm(self.attn_residual(x_BxTxD, f_BxTxD))
+            normed_BxTxD = self.mlp_norm(x_BxTxD)
+        if measured and not squares:
+            squares = (token_squares(proj_BxTxD),)
+        return x_BxTxD, normed_BxTxD, squares

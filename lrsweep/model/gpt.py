@@ -89,7 +89,7 @@ class GPT(nn.Module):
     def hidden(
         self, tokens_BxT: Tensor, probe: ProbeLevel, order_2xM: Tensor | None = None
     ) -> tuple[Tensor, list[Seen]]:
-        """The stream (B, T, D) after the last block, and what each block keeps for :meth:`moments`.
+        """The stream (B, T, D) as the head takes it, normalized, and what each block keeps for :meth:`moments`.
 
         ``order_2xM`` is :func:`lrsweep.model.gpu_embedding.in_order` of the tokens, if that is at hand.
         """
@@ -106,7 +106,10 @@ class GPT(nn.Module):
             kept.append(seen)
         last = self.blocks[-1]
         assert isinstance(last, Block)
-        return last.joined(x_BxTxD, late_BxTxD), kept
+        measured = probe != ProbeLevel.OFF
+        _, normed_BxTxD, left = last.take_late(self.final_norm, x_BxTxD, late_BxTxD, measured=measured)
+        lefts = [*(seen.left for seen in kept[1:]), left]
+        return normed_BxTxD, [s._replace(squares=(*s.squares, *left)) for s, left in zip(kept, lefts, strict=True)]
 
     def _nothing_late(self, x_BxTxD: Tensor) -> Tensor:
         """What comes late before the first block, of the type of a sub-layer's output: so blocks stay one graph."""
@@ -141,15 +144,15 @@ class GPT(nn.Module):
         return logits_BxTxV, self.statistics(moments.sums_NxP, moments.maxima_NxP, batch, seq)
 
     def logits(self, x_BxTxD: Tensor, head_VxD: Tensor | None = None) -> Tensor:
-        """Logits (B, T, V) of the stream after the last block; ``head_VxD`` is the head's matrix, if it is at hand."""
+        """Logits (B, T, V) of what :meth:`hidden` gives; ``head_VxD`` is the head's matrix, if it is at hand."""
         head_VxD = self.head.matrix() if head_VxD is None else head_VxD
-        logits_BxTxV: Tensor = self.head_out(F.linear(self.final_norm(x_BxTxD), head_VxD))
+        logits_BxTxV: Tensor = self.head_out(F.linear(x_BxTxD, head_VxD))
         return logits_BxTxV
 
     def loss_sums(
         self, x_BxTxD: Tensor, head_VxD: Tensor, targets_BxT: Tensor, z_loss: float = 0.0, factor: float = 1.0
     ) -> Tensor:
-        """Sums (3) over tokens, of the stream after the last block: what training minimizes, the loss, and log Z.
+        """Sums (3) over tokens, of what :meth:`hidden` gives: what training minimizes, the loss, and log Z.
 
         Each times ``factor``. The first is the loss + ``z_loss``·log²Z; no gradient flows through the other two. Sums,
         so that it can go over a part of the tokens. On a GPU, logits that come out of the head as they are have kernels

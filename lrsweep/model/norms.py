@@ -18,6 +18,8 @@ EPS = 1e-5
 class LayerNorm(nn.Module):
     """(x − mean)/√(var + 1e-5) · gain over the last axis (Ba et al., 1607.06450), no bias."""
 
+    centred = True
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.gain = nn.Parameter(torch.empty(width))
@@ -32,6 +34,8 @@ class LayerNorm(nn.Module):
 
 class RMSNorm(nn.Module):
     """x/√(mean(x²) + 1e-5) · gain over the last axis (Zhang & Sennrich, 1910.07467)."""
+
+    centred = False
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""How a sub-layer's output f joins the stream x."""
+"""How a sub-layer's output f joins the stream x, which is then normalized for the next."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from lrsweep.config import Body, ModelShape
-from lrsweep.model.norms import Gain, norm_of, unit
+from lrsweep.model import gpu_norm
+from lrsweep.model.norms import EPS, Gain, LayerNorm, RMSNorm, norm_of, unit
+from lrsweep.probes import token_squares
 from lrsweep.schemes import Scheme
 
 
@@ -84,6 +86,29 @@ class Sphere(nn.Module):
     def forward(self, x_BxTxD: Tensor, f_BxTxD: Tensor) -> Tensor:
         x_BxTxD = unit(x_BxTxD)
         return unit(torch.lerp(x_BxTxD, unit(f_BxTxD).type_as(x_BxTxD), self.step.effective().abs()))
+
+
+def joins_by_kernel(residual: nn.Module, norm: nn.Module) -> bool:
+    """Whether a GPU has one kernel for both."""
+    return isinstance(residual, Add) and isinstance(norm, LayerNorm | RMSNorm)
+
+
+def join(
+    residual: nn.Module, norm: nn.Module, x_BxTxD: Tensor, f_BxTxD: Tensor, *, measured: bool = False
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """The stream with ``f`` joined, that normalized, and :func:`lrsweep.probes.token_squares` of ``f`` if measured.
+
+    One kernel does all three where it can; what it normalizes has the type of ``f``, as linear layers want it then.
+    """
+    if joins_by_kernel(residual, norm) and gpu_norm.serves(x_BxTxD):
+        assert isinstance(norm, LayerNorm | RMSNorm)
+        x_BxTxD, normed_BxTxD, squares_BxTx1 = gpu_norm.join_norm(
+            x_BxTxD, f_BxTxD, norm.gain, centred=norm.centred, eps=EPS, measured=measured
+        )
+        return x_BxTxD, normed_BxTxD, (squares_BxTx1,) if measured else ()
+    squares = (token_squares(f_BxTxD),) if measured else ()
+    x_BxTxD = residual(x_BxTxD, f_BxTxD)
+    return x_BxTxD, norm(x_BxTxD), squares
 
 
 RESIDUALS: dict[str, type[Add | LayerScale | PostNorm | Lerp | Sphere]] = {

@@ -13,8 +13,8 @@ from torch import Tensor
 from lrsweep.triton_kernels import run_on, tl, triton
 
 _TOKENS = 64
-Layer = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-"""Squares over groups of channels (B, T, G), fp32: of q, k and v, which are one site, then of three sites."""
+Layer = Sequence[Tensor]
+"""Squares over groups of channels (B, T, G), fp32, six: of q, k and v, which are one site, then of three sites."""
 
 
 def serves(squares: Tensor) -> bool:
@@ -39,8 +39,7 @@ def site_moments(layers: Sequence[Layer]) -> tuple[Tensor, Tensor]:
 
 def warm_up(widths: Sequence[int], device: torch.device) -> None:
     """Compile the kernel for as many groups in each part."""
-    q, k, v, proj, fc1, fc2 = (torch.zeros(1, 1, width, device=device) for width in widths)
-    site_moments([(q, k, v, proj, fc1, fc2)])
+    site_moments([[torch.zeros(1, 1, width, device=device) for width in widths]])
 
 
 if triton is not None:

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrsweep.config import mlp_width
-from lrsweep.model import GPT, gpu_embedding, gpu_loss
+from lrsweep.model import GPT, gpu_embedding, gpu_loss, gpu_norm
+from lrsweep.model.block import Block
+from lrsweep.model.norms import LayerNorm, RMSNorm
+from lrsweep.model.residual import joins_by_kernel
 from lrsweep.probes import gpu_logits, gpu_tokens
-from lrsweep.probes.stats import n_groups
 from lrsweep.train.optimizers import Optimizer
 
 LossSums = Callable[[Tensor, Tensor, Tensor, float, float], Tensor]
@@ -78,7 +79,11 @@ class OwnKernels:
             q_BxTxHxK = torch.zeros(1, 1, shape.n_heads, shape.d_head, dtype=self._dtype, device=device)
             layer = q_BxTxHxK.transpose(1, 2), q_BxTxHxK.transpose(1, 2)
             gpu_logits.causal_logit_sums([layer], score.scale, score.cap)
-            heads, wide = shape.n_heads, n_groups(shape.d_model)
-            hidden = n_groups(mlp_width(self._model.scheme, self._model.body, shape.d_model))
-            gpu_tokens.warm_up([heads, heads, wide, wide, hidden, wide], device)
+            block = self._model.blocks[0]
+            assert isinstance(block, Block)
+            gpu_tokens.warm_up(block.groups(), device)
+            for norm in (block.attn_norm, block.mlp_norm, self._model.final_norm):
+                if joins_by_kernel(block.mlp_residual, norm):
+                    assert isinstance(norm, LayerNorm | RMSNorm)
+                    gpu_norm.warm_up(shape.d_model, torch.float32, self._dtype, centred=norm.centred, device=device)
             self._optimizer.warm_up()

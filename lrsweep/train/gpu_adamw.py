@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lrsweep.triton_kernels import tl, triton
+from lrsweep.triton_kernels import multiprocessors, tl, triton
 
 _COLUMNS = 7
 """Of the table: addresses of weight, gradient, first and second moment, bf16 copy; number of elements; group."""
@@ -66,15 +66,15 @@ class FusedAdamW:
         assert all((slot.half is not None) == self._has_half for slot in self._slots)
         self._decays = torch.tensor(decays, dtype=torch.float32, device=self._device)
         total = sum(slot.weight.numel() for slot in self._slots)
-        multiprocessors = _multiprocessors(self._device)
-        rounds = _ROUNDS * _PROGRAMS * multiprocessors
+        side_by_side = multiprocessors(self._device)
+        rounds = _ROUNDS * _PROGRAMS * side_by_side
         self._chunk = min(65536, max(_READ_BLOCK, triton.next_power_of_2(total // rounds)))
         self._tables: dict[tuple[int, ...], Tensor] = {}
         self._spare: Tensor | None = None
         self._captured: list[tuple[tuple[int, ...], Tensor]] = []
         self._n_rows = len(self._rows([0] * len(self._slots)))
-        self._squared = torch.zeros(_READERS * multiprocessors, device=self._device)
-        self._moved = torch.zeros(2, _PROGRAMS * multiprocessors, device=self._device)
+        self._squared = torch.zeros(_READERS * side_by_side, device=self._device)
+        self._moved = torch.zeros(2, _PROGRAMS * side_by_side, device=self._device)
 
     def warm_up(self) -> None:
         """Compile the kernels, by launching them on nothing."""
@@ -159,11 +159,6 @@ class FusedAdamW:
             columns += [np.minimum(size - starts, self._chunk), np.full_like(starts, slot.group)]
             parts.append(np.stack(columns, axis=1))
         return np.concatenate(parts)
-
-
-def _multiprocessors(device: torch.device) -> int:
-    """Of a GPU; Triton's interpreter, which runs programs one after the other, gets by with one."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 if triton is not None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import itertools
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lrsweep.config import ModelShape
 from lrsweep.model import GPT, init_weights
+from lrsweep.model.block import Block
 from lrsweep.model.linear import SigmaReparam
 from lrsweep.schemes import Scheme, find
 from tests.model.formulas import Recipe, Reference, rope
@@ -195,3 +196,8 @@ def random_tokens(shape: ModelShape = SHAPE, *, batch: int = 2, extra: int = 0, 
     """Token ids (B, T + extra)."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(shape.vocab_size, (batch, shape.seq_len + extra), generator=generator)
+
+
+def stream_after(block: Block, output: tuple[Tensor, ...]) -> Tensor:
+    """The whole stream after a block, also what it has left to be added."""
+    return block.take_late(nn.Identity(), *output[:2])[0]

@@ -20,6 +20,7 @@ from tests.model.reference import (
     random_double,
     random_tokens,
     reference_of,
+    stream_after,
     weights_of,
 )
 
@@ -29,7 +30,7 @@ CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 def run_model(model: GPT, tokens: Tensor) -> tuple[list[Tensor], Tensor]:
     """Output of every block, and the logits."""
     outputs: list[Tensor] = []
-    hooks = [b.register_forward_hook(lambda m, _i, out: outputs.append(m.joined(*out[:2]))) for b in model.blocks]
+    hooks = [b.register_forward_hook(lambda m, _i, out: outputs.append(stream_after(m, out))) for b in model.blocks]
     logits, _ = model(tokens, ProbeLevel.OFF)
     for hook in hooks:
         hook.remove()

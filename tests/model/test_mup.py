@@ -13,7 +13,7 @@ from lrsweep.config import ModelShape, TrainConfig
 from lrsweep.model import ProbeLevel
 from lrsweep.schemes import all_schemes, find
 from lrsweep.train.step import Engine, EngineKey
-from tests.model.reference import BODIES
+from tests.model.reference import BODIES, stream_after
 
 WIDTHS = (64, 128, 256, 512)
 STEPS = 4
@@ -48,7 +48,7 @@ def activations(engine: Engine) -> dict[str, Tensor]:
     ]
     handles += [
         block.register_forward_hook(
-            lambda m, _i, out, key=f"{i}.stream": seen.update({key: m.joined(*out[:2]).detach()})
+            lambda m, _i, out, key=f"{i}.stream": seen.update({key: stream_after(m, out).detach()})
         )
         for i, block in enumerate(engine.model.blocks)
     ]

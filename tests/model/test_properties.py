@@ -9,7 +9,7 @@ from torch import Tensor
 from lrsweep.model import GPT, next_token_loss
 from lrsweep.model.block import SwigluMLP
 from lrsweep.model.linear import SigmaReparam
-from tests.model.reference import BODIES, SHAPE, build, random_double, random_tokens
+from tests.model.reference import BODIES, SHAPE, build, random_double, random_tokens, stream_after
 
 
 @torch.no_grad()
@@ -84,7 +84,7 @@ def test_the_stream_is_normalized_where_the_norm_stands_on_it(name: str, body: s
             if name == "hybridnorm":
                 block.mlp_stream_norm.register_forward_hook(lambda _m, _i, out: seen.append(out))
             else:
-                block.register_forward_hook(lambda m, _i, out: seen.append(m.joined(*out[:2])))
+                block.register_forward_hook(lambda m, _i, out: seen.append(stream_after(m, out)))
         model(random_tokens())
         return [x.square().mean(-1).sqrt() for x in seen]
 

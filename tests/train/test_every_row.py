@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from lrsweep.config import DataConfig, ModelShape, TrainConfig, TrialSpec
-from lrsweep.model import ProbeLevel
+from lrsweep.model import ProbeLevel, gpu_norm
 from lrsweep.schemes import MODIFIERS, Scheme, all_schemes, find
 from lrsweep.train.step import SCALARS, Engine, EngineKey
+from tests.conftest import KERNEL_DEVICE, needs_triton
 from tests.model.reference import BODIES
 
 LOSS, UPDATE_NORM, SKIPPED = (SCALARS.index(s) for s in ("loss", "update_norm", "skipped"))
@@ -195,6 +196,27 @@ def check_compiled(names: list[str], body: str, backend: str, rtol: float) -> No
 def test_traced_steps_equal_eager_ones(names: list[str], body: str) -> None:
     """Traced and differentiated ahead of time, run by eager kernels: losses to 1e-5."""
     check_compiled(names, body, "aot_eager", 1e-5)
+
+
+@needs_triton
+@pytest.mark.skipif(KERNEL_DEVICE != "cpu", reason="a GPU compiles them itself")
+@pytest.mark.parametrize(("name", "body"), [("preln", "gpt"), ("qk_fc_norm+qk_clip", "llama"), ("hybridnorm", "gpt")])
+def test_traced_steps_with_the_streams_kernels_equal_eager_ones(
+    name: str, body: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What joins measured or normalized first, and a row that normalizes the stream: still one graph for all blocks."""
+    eager = engine_of(name, body)
+    data = np.concatenate([DATA] * 2)
+    expected = eager.run(data, [3e-3] * 8, [ProbeLevel.ALL] * 8)
+    monkeypatch.setattr(gpu_norm, "serves", lambda _: True)
+    stats = torch._dynamo.utils.counters["stats"]
+    stats.clear()
+    traced = engine_of(name, body)
+    traced._compile("aot_eager")
+    interval = traced.run(data, [3e-3] * 8, [ProbeLevel.ALL] * 8)
+    assert stats["unique_graphs"] == 1
+    np.testing.assert_allclose(interval.scalars_RxS, expected.scalars_RxS, rtol=1e-4)
+    np.testing.assert_allclose(interval.layers_RxNxS, expected.layers_RxNxS, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.full
