@@ -12,7 +12,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lrsweep.model import gpu_embedding, gpu_loss, gpu_norm
+from lrsweep.model import gpu_activation, gpu_embedding, gpu_loss, gpu_norm
 from lrsweep.probes import gpu_logits, gpu_tokens
 from lrsweep.train import gpu_adamw
 
@@ -67,6 +67,18 @@ KERNELS: list[tuple[object, dict[str, str], Constants]] = [
         for tile in ({"ROWS": 1, "COLUMNS": 2048}, {"ROWS": 64, "COLUMNS": 32})
         for centred in (False, True)
         for flag in (False, True)
+    ),
+    *(
+        (
+            kernel,
+            {"h_ptr": "*bf16", "out_ptr": "*bf16", "gradient_ptr": "*bf16", "of_h_ptr": "*bf16"},
+            {**tile, **flags},
+        )
+        for kernel, measurings in ((gpu_activation._forward, (False, True)), (gpu_activation._backward, (None,)))
+        for tile in ({"ROWS": 1, "COLUMNS": 2048}, {"ROWS": 16, "COLUMNS": 128})
+        for gated in (False, True)
+        for measured in measurings
+        for flags in ({"GATED": gated} | ({} if measured is None else {"MEASURED": measured}),)
     ),
     (gpu_norm._add_up, {}, {"ROWS": 64, "COLUMNS": 32}),
 ]

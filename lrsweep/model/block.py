@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lrsweep.config import Body, ModelShape, mlp_width
+from lrsweep.model import gpu_activation
 from lrsweep.model.attention import Attention
 from lrsweep.model.geometry import factors, gelu, mlp_gain
 from lrsweep.model.linear import LINEARS
@@ -62,10 +63,19 @@ class GeluMLP(nn.Module):
         self.fc1_norm = in_turn(norm, mlp_gain(scheme, constant.fc1, hidden, d_model))
         self.fc2 = linear(hidden, d_model)
 
-    def forward(self, x_BxTxD: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Output of FC2, and that of FC1 in its parts."""
+    @property
+    def plain(self) -> bool:
+        """Whether the activation takes what FC1 gives as it is."""
+        return isinstance(self.fc1_norm, nn.Identity)
+
+    def forward(self, x_BxTxD: Tensor, *, measured: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Output of FC2, and squares of FC1's if measured."""
         h_BxTxF = self.fc1(x_BxTxD)
-        return self.fc2(gelu(self.fc1_norm(h_BxTxF))), (h_BxTxF,)
+        if self.plain and gpu_activation.serves(h_BxTxF):
+            a_BxTxF, squares_BxTx1 = gpu_activation.activate(h_BxTxF, gated=False, measured=measured)
+            return self.fc2(a_BxTxF), (squares_BxTx1,) if measured else ()
+        squares = (token_squares(h_BxTxF),) if measured else ()
+        return self.fc2(gelu(self.fc1_norm(h_BxTxF))), squares
 
 
 class SwigluMLP(nn.Module):
@@ -84,10 +94,20 @@ class SwigluMLP(nn.Module):
         self.up_norm = in_turn(norm(), mlp_gain(scheme, constant.up, hidden, d_model))
         self.fc2 = linear(hidden, d_model)
 
-    def forward(self, x_BxTxD: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Output of FC2, and that of FC1 in its parts, gate and up."""
-        gate, up = self.fc1(x_BxTxD).chunk(2, dim=-1)
-        return self.fc2(F.silu(self.gate_norm(gate)) * self.up_norm(up)), (gate, up)
+    @property
+    def plain(self) -> bool:
+        """Whether the activation takes what FC1 gives as it is."""
+        return isinstance(self.gate_norm, nn.Identity) and isinstance(self.up_norm, nn.Identity)
+
+    def forward(self, x_BxTxD: Tensor, *, measured: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Output of FC2, and squares of FC1's if measured."""
+        h_BxTxF = self.fc1(x_BxTxD)
+        if self.plain and gpu_activation.serves(h_BxTxF):
+            a_BxTxF, squares_BxTx1 = gpu_activation.activate(h_BxTxF, gated=True, measured=measured)
+            return self.fc2(a_BxTxF), (squares_BxTx1,) if measured else ()
+        gate, up = h_BxTxF.chunk(2, dim=-1)
+        squares = (token_squares(gate, up),) if measured else ()
+        return self.fc2(F.silu(self.gate_norm(gate)) * self.up_norm(up)), squares
 
 
 MLPS: dict[str, type[GeluMLP] | type[SwigluMLP]] = {"gpt": GeluMLP, "llama": SwigluMLP}
@@ -131,7 +151,7 @@ class Block(nn.Module):
         x_BxTxD, normed_BxTxD, left = self.take_late(self.attn_norm, x_BxTxD, late_BxTxD, measured=measured)
         proj, qkv = self.attn(normed_BxTxD, cos, sin)
         x_BxTxD, normed_BxTxD, of_proj = self._take_attention(x_BxTxD, proj, measured=measured)
-        fc2, fc1 = self.mlp(normed_BxTxD)
+        fc2, of_fc1 = self.mlp(normed_BxTxD, measured=measured)
         if self.leaves_late:
             late_BxTxD = self.fc2_norm(fc2)
         else:
@@ -141,7 +161,7 @@ class Block(nn.Module):
         if measured:
             q, k, v = qkv.parts
             of_fc2 = () if self.leaves_late and self._fc2_joins else (token_squares(fc2),)
-            squares = token_squares(q), token_squares(k), token_squares(v), *of_proj, token_squares(*fc1), *of_fc2
+            squares = token_squares(q), token_squares(k), token_squares(v), *of_proj, *of_fc1, *of_fc2
         if probe == ProbeLevel.ALL or (self.attn.qk_clip is not None and self.training):
             logits = qkv.q_BxHxTxK.detach(), qkv.k_BxHxTxK.detach()
         return x_BxTxD, late_BxTxD, Seen(squares, left, logits)
@@ -150,12 +170,12 @@ class Block(nn.Module):
         """Groups that each of the six squares has where blocks are compiled for a GPU."""
         heads, hidden = self.attn.heads, self.mlp.fc2.weight.shape[1]
         wide = n_groups(self.mlp.fc2.weight.shape[0])
-        by_kernel = (
-            self._proj_joins and joins_by_kernel(self.attn_residual, self.mlp_norm),
-            self._fc2_joins and joins_by_kernel(self.mlp_residual, self.attn_norm),
+        by_kernels = (
+            (self._proj_joins and joins_by_kernel(self.attn_residual, self.mlp_norm), wide),
+            (self.mlp.plain, n_groups(hidden)),
+            (self._fc2_joins and joins_by_kernel(self.mlp_residual, self.attn_norm), wide),
         )
-        proj, fc2 = (1 if alone else wide for alone in by_kernel)
-        return [heads, heads, wide, proj, n_groups(hidden), fc2]
+        return [heads, heads, wide, *(1 if by_kernel else groups for by_kernel, groups in by_kernels)]
 
     def take_late(
         self, norm: nn.Module, x_BxTxD: Tensor, late_BxTxD: Tensor, *, measured: bool = False

@@ -88,8 +88,7 @@ def moments_of(
 
 def _of_tokens(layers: Sequence[tuple[Tensor, ...]]) -> Tensor:
     """Squared norms (N, M) of the M tokens from those of their groups, which each layer has in one or more parts."""
-    of_parts = [torch.stack([part.flatten(0, 1) for part in parts]).sum(dim=-1) for parts in zip(*layers, strict=True)]
-    return sum(of_parts[1:], start=of_parts[0])
+    return torch.stack([torch.cat(parts, dim=-1).sum(dim=-1).flatten() for parts in layers])
 
 
 @torch.no_grad()

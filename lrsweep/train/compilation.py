@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrsweep.model import GPT, gpu_embedding, gpu_loss, gpu_norm
-from lrsweep.model.block import Block
+from lrsweep.model import GPT, gpu_activation, gpu_embedding, gpu_loss, gpu_norm
+from lrsweep.model.block import Block, SwigluMLP
 from lrsweep.model.norms import LayerNorm, RMSNorm
 from lrsweep.model.residual import joins_by_kernel
 from lrsweep.probes import gpu_logits, gpu_tokens
@@ -82,6 +82,9 @@ class OwnKernels:
             block = self._model.blocks[0]
             assert isinstance(block, Block)
             gpu_tokens.warm_up(block.groups(), device)
+            if block.mlp.plain:
+                gated, hidden = isinstance(block.mlp, SwigluMLP), block.mlp.fc2.weight.shape[1]
+                gpu_activation.warm_up(hidden, self._dtype, gated=gated, device=device)
             for norm in (block.attn_norm, block.mlp_norm, self._model.final_norm):
                 if joins_by_kernel(block.mlp_residual, norm):
                     assert isinstance(norm, LayerNorm | RMSNorm)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lrsweep.config import DataConfig, ModelShape, TrainConfig, TrialSpec
 from lrsweep.errors import UserError
-from lrsweep.model import ProbeLevel, gpu_embedding, gpu_loss, gpu_norm
+from lrsweep.model import ProbeLevel, gpu_activation, gpu_embedding, gpu_loss, gpu_norm
 from lrsweep.probes import gpu_logits, gpu_tokens
 from lrsweep.schemes import find
 from lrsweep.train import optimizers
@@ -567,7 +567,7 @@ def test_steps_by_the_gpus_kernels_equal_torchs(
     plain = engine_of(name, body, micro_batch=micro_batch)
     livelier(plain)
     expected = plain.run(data, lrs, probes)
-    for module in (gpu_embedding, gpu_loss, gpu_norm, gpu_logits, gpu_tokens):
+    for module in (gpu_activation, gpu_embedding, gpu_loss, gpu_norm, gpu_logits, gpu_tokens):
         monkeypatch.setattr(module, "serves", lambda _: True)
     monkeypatch.setattr(optimizers, "run_on", lambda _: True)
     by_kernels = engine_of(name, body, micro_batch=micro_batch)

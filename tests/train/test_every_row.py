@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lrsweep.config import DataConfig, ModelShape, TrainConfig, TrialSpec
-from lrsweep.model import ProbeLevel, gpu_norm
+from lrsweep.model import ProbeLevel, gpu_activation, gpu_norm
 from lrsweep.schemes import MODIFIERS, Scheme, all_schemes, find
 from lrsweep.train.step import SCALARS, Engine, EngineKey
 from tests.conftest import KERNEL_DEVICE, needs_triton
@@ -201,14 +201,15 @@ def test_traced_steps_equal_eager_ones(names: list[str], body: str) -> None:
 @needs_triton
 @pytest.mark.skipif(KERNEL_DEVICE != "cpu", reason="a GPU compiles them itself")
 @pytest.mark.parametrize(("name", "body"), [("preln", "gpt"), ("qk_fc_norm+qk_clip", "llama"), ("hybridnorm", "gpt")])
-def test_traced_steps_with_the_streams_kernels_equal_eager_ones(
+def test_traced_steps_with_the_blocks_kernels_equal_eager_ones(
     name: str, body: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What joins measured or normalized first, and a row that normalizes the stream: still one graph for all blocks."""
     eager = engine_of(name, body)
     data = np.concatenate([DATA] * 2)
     expected = eager.run(data, [3e-3] * 8, [ProbeLevel.ALL] * 8)
-    monkeypatch.setattr(gpu_norm, "serves", lambda _: True)
+    for module in (gpu_activation, gpu_norm):
+        monkeypatch.setattr(module, "serves", lambda _: True)
     stats = torch._dynamo.utils.counters["stats"]
     stats.clear()
     traced = engine_of(name, body)
