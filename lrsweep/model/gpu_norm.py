@@ -34,7 +34,7 @@ def join_norm(
     Args:
         x_BxTxD: stream.
         f_BxTxD: what joins it.
-        gain_D: gain of the norm, fp32.
+        gain_D: gain of the norm.
         centred: whether the mean is subtracted: LayerNorm (Ba et al., 1607.06450), or else RMSNorm (Zhang & Sennrich,
             1910.07467).
         eps: added to the variance, or to the mean square.
@@ -117,7 +117,7 @@ def _join_norm_backward(
     n_tokens = sum.numel() // width
     rows, columns, warps = _tile(width)
     n_programs = min(triton.cdiv(n_tokens, rows), _PROGRAMS * multiprocessors(sum.device))
-    parts_PxD = gain.new_empty(n_programs, width)
+    parts_PxD = gain.new_empty(n_programs, width, dtype=torch.float32)
     _backward[(n_programs,)](
         sum, gain.contiguous(), mean, scale, sum_gradient, normed_gradient, of_x, of_f, parts_PxD, n_tokens, width,
         CENTRED=mean.numel() > 0, TWO_TYPES=of_f.numel() > 0, ROWS=rows, COLUMNS=columns, num_warps=warps,
@@ -186,7 +186,7 @@ if triton is not None:
         """Every so many-th tile of tokens, and the part of the gain's gradient that they give."""
         column = tl.arange(0, COLUMNS)
         is_column = column < width
-        gain = tl.load(gain_ptr + column, mask=is_column, other=0.0)[None, :]
+        gain = tl.load(gain_ptr + column, mask=is_column, other=0.0).to(tl.float32)[None, :]
         of_gain = tl.zeros([ROWS, COLUMNS], tl.float32)
         for tile in range(tl.program_id(0), tl.cdiv(n_tokens, ROWS), tl.num_programs(0)):
             row = tile * ROWS + tl.arange(0, ROWS)
@@ -221,4 +221,4 @@ if triton is not None:
             part = start + tl.arange(0, ROWS)
             inside = (part < n_parts)[:, None] & is_column[None, :]
             total += tl.load(parts_ptr + part[:, None] * width + column[None, :], mask=inside, other=0.0)
-        tl.store(out_ptr + column, tl.sum(total, 0), mask=is_column)
+        tl.store(out_ptr + column, tl.sum(total, 0).to(out_ptr.dtype.element_ty), mask=is_column)

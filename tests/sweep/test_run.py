@@ -139,9 +139,15 @@ def test_kill_9_of_the_driver_then_the_same_command(
     finish_and_compare(tmp_path, undisturbed)
 
 
+def family_of(running: subprocess.Popen[str]) -> list[psutil.Process]:
+    """All processes that it has started."""
+    return psutil.Process(running.pid).children(recursive=True)
+
+
 def test_kill_9_of_a_worker_is_made_good(running: subprocess.Popen[str], undisturbed: Path, tmp_path: Path) -> None:
-    family = psutil.Process(running.pid).children(recursive=True)
-    workers = [p for p in family if "Trainable" in " ".join(p.cmdline())]
+    # Ray writes into a worker's command line what it is at: ResourceTrainable.train, or between two steps Actor.
+    names = "ray::ResourceTrainable", "ray::Actor"
+    workers = [p for p in family_of(running) if " ".join(p.cmdline()).startswith(names)]
     assert workers
     workers[0].kill()
     out, _ = running.communicate(timeout=300)
@@ -154,7 +160,7 @@ def test_kill_9_of_a_worker_is_made_good(running: subprocess.Popen[str], undistu
 def test_interrupt_ends_in_seconds_and_leaves_no_process(
     running: subprocess.Popen[str], undisturbed: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
-    family = psutil.Process(running.pid).children(recursive=True)
+    family = family_of(running)
     if how == signal.SIGINT:  # A terminal sends it to the whole group.
         os.killpg(running.pid, how)
     else:
