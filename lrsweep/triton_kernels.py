@@ -15,8 +15,8 @@ __all__ = ["multiprocessors", "run_on", "tl", "triton"]
 
 
 def run_on(tensor: Tensor) -> bool:
-    """Whether kernels can run where the tensor is."""
-    return triton is not None and tensor.is_cuda
+    """Whether kernels can run on the tensor; they compute in fp32, so none takes float64."""
+    return triton is not None and tensor.is_cuda and tensor.dtype != torch.float64
 
 
 def multiprocessors(device: torch.device) -> int:

@@ -69,16 +69,14 @@ KERNELS: list[tuple[object, dict[str, str], Constants]] = [
         for flag in (False, True)
     ),
     *(
-        (
-            kernel,
-            {"h_ptr": "*bf16", "out_ptr": "*bf16", "gradient_ptr": "*bf16", "of_h_ptr": "*bf16"},
-            {**tile, **flags},
-        )
-        for kernel, measurings in ((gpu_activation._forward, (False, True)), (gpu_activation._backward, (None,)))
+        (kernel, dict.fromkeys(("h_ptr", "out_ptr", "gradient_ptr", "of_h_ptr"), "*bf16"), constants)
         for tile in ({"ROWS": 1, "COLUMNS": 2048}, {"ROWS": 16, "COLUMNS": 128})
         for gated in (False, True)
-        for measured in measurings
-        for flags in ({"GATED": gated} | ({} if measured is None else {"MEASURED": measured}),)
+        for kernel, constants in (
+            (gpu_activation._forward, {**tile, "GATED": gated, "MEASURED": False}),
+            (gpu_activation._forward, {**tile, "GATED": gated, "MEASURED": True}),
+            (gpu_activation._backward, {**tile, "GATED": gated}),
+        )
     ),
     (gpu_norm._add_up, {}, {"ROWS": 64, "COLUMNS": 32}),
 ]

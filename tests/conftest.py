@@ -14,6 +14,8 @@ KERNEL_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 """Where GPU kernels are tested: on a CPU, Triton's interpreter runs them."""
 if KERNEL_DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"  # Read when a kernel is defined, at its module's first import.
+KERNEL_HALF = torch.bfloat16 if KERNEL_DEVICE == "cuda" else torch.float16
+"""Half precision of those tests: of bf16 the interpreter cuts off what a GPU rounds, and multiplies it as integers."""
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 
 

@@ -15,7 +15,7 @@ from lrsweep.config import Body, ModelShape, mlp_width
 from lrsweep.model import gpu_activation
 from lrsweep.model.attention import Attention
 from lrsweep.model.geometry import factors, gelu, mlp_gain
-from lrsweep.model.linear import LINEARS
+from lrsweep.model.linear import LINEARS, Linear, SigmaReparam
 from lrsweep.model.norms import in_turn, norm_of, scale
 from lrsweep.model.residual import RESIDUALS, Add, join, joins_by_kernel
 from lrsweep.probes import token_squares
@@ -41,18 +41,50 @@ SITES = ("qkv", "proj", "fc1", "fc2")
 class Seen(NamedTuple):
     """What a block keeps of its activations for :mod:`lrsweep.model.moments` to measure; empty where not asked for."""
 
-    squares: tuple[Tensor, ...] = ()
+    squares: tuple[Tensor, ...]
     """Squared L2 norms (B, T, G) of heads, or groups of channels, of six: q, k and v as QKV gives them, and the outputs
     of Proj, FC1 and FC2. The last is missing where the block leaves its output to the next.
     """
-    left: tuple[Tensor, ...] = ()
+    left: tuple[Tensor, ...]
     """The last of the block before, if that has left it."""
-    logits: tuple[Tensor, ...] = ()
+    logits: tuple[Tensor, ...]
     """Queries and keys (B, H, T, K) as the score takes them."""
 
 
-class GeluMLP(nn.Module):
+class MLP(nn.Module):
+    """FC2(activation(FC1(x))).
+
+    Attributes:
+        gated: whether FC1 gives two parts, one beside the other.
+        plain: whether the activation takes what FC1 gives as it is.
+    """
+
+    gated: bool
+    plain: bool
+    fc1: Linear | SigmaReparam
+    fc2: Linear | SigmaReparam
+
+    def activate(self, *parts_BxTxF: Tensor) -> Tensor:
+        """What FC2 takes, from what FC1 gives."""
+        raise NotImplementedError
+
+    def forward(self, x_BxTxD: Tensor, *, measured: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Output of FC2, and squares of FC1's if measured."""
+        h_BxTxF = self.fc1(x_BxTxD)
+        if self.plain and gpu_activation.serves(h_BxTxF):
+            a_BxTxF, squares_BxTx1 = gpu_activation.activate(h_BxTxF, gated=self.gated, measured=measured)
+            squares = (squares_BxTx1,) if measured else ()
+        else:
+            parts = h_BxTxF.chunk(2, dim=-1) if self.gated else (h_BxTxF,)
+            a_BxTxF = self.activate(*parts)
+            squares = (token_squares(*parts),) if measured else ()
+        return self.fc2(a_BxTxF), squares
+
+
+class GeluMLP(MLP):
     """FC2(gelu(FC1(x))), tanh form of gelu as in GPT-2."""
+
+    gated = False
 
     def __init__(self, scheme: Scheme, body: Body, shape: ModelShape) -> None:
         super().__init__()
@@ -62,24 +94,18 @@ class GeluMLP(nn.Module):
         self.fc1 = linear(d_model, hidden)
         self.fc1_norm = in_turn(norm, mlp_gain(scheme, constant.fc1, hidden, d_model))
         self.fc2 = linear(hidden, d_model)
+        self.plain = isinstance(self.fc1_norm, nn.Identity)
 
-    @property
-    def plain(self) -> bool:
-        """Whether the activation takes what FC1 gives as it is."""
-        return isinstance(self.fc1_norm, nn.Identity)
-
-    def forward(self, x_BxTxD: Tensor, *, measured: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Output of FC2, and squares of FC1's if measured."""
-        h_BxTxF = self.fc1(x_BxTxD)
-        if self.plain and gpu_activation.serves(h_BxTxF):
-            a_BxTxF, squares_BxTx1 = gpu_activation.activate(h_BxTxF, gated=False, measured=measured)
-            return self.fc2(a_BxTxF), (squares_BxTx1,) if measured else ()
-        squares = (token_squares(h_BxTxF),) if measured else ()
-        return self.fc2(gelu(self.fc1_norm(h_BxTxF))), squares
+    def activate(self, *parts_BxTxF: Tensor) -> Tensor:
+        """Gelu."""
+        (h_BxTxF,) = parts_BxTxF
+        return gelu(self.fc1_norm(h_BxTxF))
 
 
-class SwigluMLP(nn.Module):
+class SwigluMLP(MLP):
     """FC2(silu(gate) · up), gate and up the halves of FC1 (Shazeer, 2002.05202)."""
+
+    gated = True
 
     def __init__(self, scheme: Scheme, body: Body, shape: ModelShape) -> None:
         super().__init__()
@@ -93,21 +119,13 @@ class SwigluMLP(nn.Module):
         self.gate_norm = in_turn(norm(), mlp_gain(scheme, constant.fc1, hidden, d_model))
         self.up_norm = in_turn(norm(), mlp_gain(scheme, constant.up, hidden, d_model))
         self.fc2 = linear(hidden, d_model)
+        self.plain = isinstance(self.gate_norm, nn.Identity) and isinstance(self.up_norm, nn.Identity)
 
-    @property
-    def plain(self) -> bool:
-        """Whether the activation takes what FC1 gives as it is."""
-        return isinstance(self.gate_norm, nn.Identity) and isinstance(self.up_norm, nn.Identity)
-
-    def forward(self, x_BxTxD: Tensor, *, measured: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Output of FC2, and squares of FC1's if measured."""
-        h_BxTxF = self.fc1(x_BxTxD)
-        if self.plain and gpu_activation.serves(h_BxTxF):
-            a_BxTxF, squares_BxTx1 = gpu_activation.activate(h_BxTxF, gated=True, measured=measured)
-            return self.fc2(a_BxTxF), (squares_BxTx1,) if measured else ()
-        gate, up = h_BxTxF.chunk(2, dim=-1)
-        squares = (token_squares(gate, up),) if measured else ()
-        return self.fc2(F.silu(self.gate_norm(gate)) * self.up_norm(up)), squares
+    def activate(self, *parts_BxTxF: Tensor) -> Tensor:
+        """Silu of one part times the other."""
+        gate, up = parts_BxTxF
+        a_BxTxF: Tensor = F.silu(self.gate_norm(gate)) * self.up_norm(up)
+        return a_BxTxF
 
 
 MLPS: dict[str, type[GeluMLP] | type[SwigluMLP]] = {"gpt": GeluMLP, "llama": SwigluMLP}
@@ -171,9 +189,9 @@ class Block(nn.Module):
         heads, hidden = self.attn.heads, self.mlp.fc2.weight.shape[1]
         wide = n_groups(self.mlp.fc2.weight.shape[0])
         by_kernels = (
-            (self._proj_joins and joins_by_kernel(self.attn_residual, self.mlp_norm), wide),
+            (self._proj_joins and joins_by_kernel(self.mlp_norm, self.attn_residual), wide),
             (self.mlp.plain, n_groups(hidden)),
-            (self._fc2_joins and joins_by_kernel(self.mlp_residual, self.attn_norm), wide),
+            (self._fc2_joins and joins_by_kernel(self.attn_norm, self.mlp_residual), wide),
         )
         return [heads, heads, wide, *(1 if by_kernel else groups for by_kernel, groups in by_kernels)]
 

@@ -21,7 +21,7 @@ _TILE = 2048
 
 def serves(h: Tensor) -> bool:
     """Whether the kernels can run on such a tensor."""
-    return run_on(h) and h.dtype != torch.float64
+    return run_on(h)
 
 
 def activate(h_BxTxF: Tensor, *, gated: bool, measured: bool) -> tuple[Tensor, Tensor]:
@@ -41,10 +41,12 @@ def warm_up(width: int, dtype: torch.dtype, *, gated: bool, device: torch.device
         torch.autograd.backward([activate(h_1x1xF, gated=gated, measured=measured)[0].sum()])
 
 
-def _tile(width: int) -> tuple[int, int]:
-    """Rows and columns of a program's tile."""
-    columns = min(_TILE, triton.next_power_of_2(width))
-    return _TILE // columns, columns
+def _tiles(a: Tensor) -> tuple[int, int, int, dict[str, int]]:
+    """Of a result: tokens, width, programs, and what a kernel must know of its tiles."""
+    width = a.shape[-1]
+    n_tokens, columns = a.numel() // width, min(_TILE, triton.next_power_of_2(width))
+    rows = _TILE // columns
+    return n_tokens, width, triton.cdiv(n_tokens, rows), {"ROWS": rows, "COLUMNS": columns, "num_warps": 4}
 
 
 # For a compiler these are two calls that it knows nothing about: it takes nothing apart and computes nothing again.
@@ -54,12 +56,8 @@ def _tile(width: int) -> tuple[int, int]:
 def _activate(h: Tensor, gated: bool, measured: bool) -> tuple[Tensor, Tensor]:
     h = h.contiguous()
     out: tuple[Tensor, Tensor] = _outputs(h, gated, measured)
-    width = out[0].shape[-1]
-    n_tokens = out[0].numel() // width
-    rows, columns = _tile(width)
-    _forward[(triton.cdiv(n_tokens, rows),)](
-        h, *out, n_tokens, width, GATED=gated, MEASURED=measured, ROWS=rows, COLUMNS=columns, num_warps=4
-    )
+    n_tokens, width, n_programs, tile = _tiles(out[0])
+    _forward[(n_programs,)](h, *out, n_tokens, width, GATED=gated, MEASURED=measured, **tile)
     return out
 
 
@@ -76,12 +74,8 @@ def _outputs(h: Tensor, gated: bool, measured: bool) -> tuple[Tensor, Tensor]:
 def _activate_backward(h: Tensor, gradient: Tensor, gated: bool) -> Tensor:
     h, gradient = h.contiguous(), gradient.contiguous()
     of_h = torch.empty_like(h)
-    width = gradient.shape[-1]
-    n_tokens = gradient.numel() // width
-    rows, columns = _tile(width)
-    _backward[(triton.cdiv(n_tokens, rows),)](
-        h, gradient, of_h, n_tokens, width, GATED=gated, ROWS=rows, COLUMNS=columns, num_warps=4
-    )
+    n_tokens, width, n_programs, tile = _tiles(gradient)
+    _backward[(n_programs,)](h, gradient, of_h, n_tokens, width, GATED=gated, **tile)
     return of_h
 
 

@@ -23,7 +23,7 @@ _PROGRAMS = 4
 
 def serves(x: Tensor) -> bool:
     """Whether the kernels can run on such a stream."""
-    return run_on(x) and x.dtype != torch.float64
+    return run_on(x)
 
 
 def join_norm(
@@ -55,10 +55,13 @@ def warm_up(width: int, x_dtype: torch.dtype, f_dtype: torch.dtype, *, centred: 
     torch.autograd.backward([joined[0].sum(), joined[1].sum()])
 
 
-def _tile(width: int) -> tuple[int, int, int]:
-    """Rows, columns and warps of a program's tile."""
-    columns = triton.next_power_of_2(width)
-    return max(1, _TILE // columns), columns, min(16, max(4, columns // 512))
+def _tiles(x: Tensor) -> tuple[int, int, int, dict[str, int]]:
+    """Tokens, width, tiles, and what a kernel must know of its tile: whole rows."""
+    width = x.shape[-1]
+    n_tokens, columns = x.numel() // width, triton.next_power_of_2(width)
+    rows = max(1, _TILE // columns)
+    tile = {"ROWS": rows, "COLUMNS": columns, "num_warps": min(16, max(4, columns // 512))}
+    return n_tokens, width, triton.cdiv(n_tokens, rows), tile
 
 
 # For a compiler these are two calls that it knows nothing about: it takes nothing apart and computes nothing again.
@@ -74,13 +77,10 @@ def _join_norm(
     """Sum, normalized sum, squared norms, and mean and reciprocal standard deviation of each token."""
     x, f = x.contiguous(), f.contiguous()
     out: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = _outputs(x, f, gain, centred, eps, measured)
-    width = x.shape[-1]
-    n_tokens = x.numel() // width
-    rows, columns, warps = _tile(width)
-    _forward[(triton.cdiv(n_tokens, rows),)](
-        x, f, gain.contiguous(), *out, n_tokens, width, eps,
-        CENTRED=centred, MEASURED=measured, ROWS=rows, COLUMNS=columns, num_warps=warps,
-    )  # fmt: skip
+    n_tokens, width, n_tiles, tile = _tiles(x)
+    _forward[(n_tiles,)](
+        x, f, gain.contiguous(), *out, n_tokens, width, eps, CENTRED=centred, MEASURED=measured, **tile
+    )
     return out
 
 
@@ -113,14 +113,12 @@ def _join_norm_backward(
     """Gradients of x, of f where that has another type, and of the gain."""
     sum_gradient, normed_gradient = sum_gradient.contiguous(), normed_gradient.contiguous()
     of_x, of_f, of_gain = _gradients_of(sum, gain, mean, scale, sum_gradient, normed_gradient)
-    width = sum.shape[-1]
-    n_tokens = sum.numel() // width
-    rows, columns, warps = _tile(width)
-    n_programs = min(triton.cdiv(n_tokens, rows), _PROGRAMS * multiprocessors(sum.device))
+    n_tokens, width, n_tiles, tile = _tiles(sum)
+    n_programs = min(n_tiles, _PROGRAMS * multiprocessors(sum.device))
     parts_PxD = gain.new_empty(n_programs, width, dtype=torch.float32)
     _backward[(n_programs,)](
         sum, gain.contiguous(), mean, scale, sum_gradient, normed_gradient, of_x, of_f, parts_PxD, n_tokens, width,
-        CENTRED=mean.numel() > 0, TWO_TYPES=of_f.numel() > 0, ROWS=rows, COLUMNS=columns, num_warps=warps,
+        CENTRED=mean.numel() > 0, TWO_TYPES=of_f.numel() > 0, **tile,
     )  # fmt: skip
     _add_up[(triton.cdiv(width, 32),)](parts_PxD, of_gain, n_programs, width, ROWS=64, COLUMNS=32, num_warps=4)
     return of_x, of_f, of_gain

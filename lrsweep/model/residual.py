@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import torch
 from torch import Tensor, nn
 
@@ -88,7 +90,7 @@ class Sphere(nn.Module):
         return unit(torch.lerp(x_BxTxD, unit(f_BxTxD).type_as(x_BxTxD), self.step.effective().abs()))
 
 
-def joins_by_kernel(residual: nn.Module, norm: nn.Module) -> bool:
+def joins_by_kernel(norm: nn.Module, residual: nn.Module) -> TypeGuard[LayerNorm | RMSNorm]:
     """Whether a GPU has one kernel for both."""
     return isinstance(residual, Add) and isinstance(norm, LayerNorm | RMSNorm)
 
@@ -100,8 +102,7 @@ def join(
 
     One kernel does all three where it can; what it normalizes has the type of ``f``, as linear layers want it then.
     """
-    if joins_by_kernel(residual, norm) and gpu_norm.serves(x_BxTxD):
-        assert isinstance(norm, LayerNorm | RMSNorm)
+    if joins_by_kernel(norm, residual) and gpu_norm.serves(x_BxTxD):
         x_BxTxD, normed_BxTxD, squares_BxTx1 = gpu_norm.join_norm(
             x_BxTxD, f_BxTxD, norm.gain, centred=norm.centred, eps=EPS, measured=measured
         )

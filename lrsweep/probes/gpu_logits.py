@@ -22,7 +22,7 @@ ROWS = COLUMNS = 64
 
 def serves(q_BxHxTxK: Tensor) -> bool:
     """Whether the kernel can run on such a tensor."""
-    return run_on(q_BxHxTxK) and q_BxHxTxK.ndim == 4 and q_BxHxTxK.dtype != torch.float64
+    return run_on(q_BxHxTxK) and q_BxHxTxK.ndim == 4
 
 
 def causal_logit_sums(

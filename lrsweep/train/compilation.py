@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from lrsweep.model import GPT, gpu_activation, gpu_embedding, gpu_loss, gpu_norm
-from lrsweep.model.block import Block, SwigluMLP
-from lrsweep.model.norms import LayerNorm, RMSNorm
+from lrsweep.model.block import Block
 from lrsweep.model.residual import joins_by_kernel
 from lrsweep.probes import gpu_logits, gpu_tokens
 from lrsweep.train.optimizers import Optimizer
@@ -83,10 +82,9 @@ class OwnKernels:
             assert isinstance(block, Block)
             gpu_tokens.warm_up(block.groups(), device)
             if block.mlp.plain:
-                gated, hidden = isinstance(block.mlp, SwigluMLP), block.mlp.fc2.weight.shape[1]
-                gpu_activation.warm_up(hidden, self._dtype, gated=gated, device=device)
-            for norm in (block.attn_norm, block.mlp_norm, self._model.final_norm):
-                if joins_by_kernel(block.mlp_residual, norm):
-                    assert isinstance(norm, LayerNorm | RMSNorm)
-                    gpu_norm.warm_up(shape.d_model, torch.float32, self._dtype, centred=norm.centred, device=device)
+                hidden = block.mlp.fc2.weight.shape[1]
+                gpu_activation.warm_up(hidden, self._dtype, gated=block.mlp.gated, device=device)
+            norms = block.attn_norm, block.mlp_norm, self._model.final_norm
+            for centred in {norm.centred for norm in norms if joins_by_kernel(norm, block.mlp_residual)}:
+                gpu_norm.warm_up(shape.d_model, torch.float32, self._dtype, centred=centred, device=device)
             self._optimizer.warm_up()

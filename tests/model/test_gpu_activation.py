@@ -9,11 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.conftest import KERNEL_DEVICE, needs_triton
+from tests.conftest import KERNEL_DEVICE, KERNEL_HALF, needs_triton
 
 pytestmark = needs_triton
-HALF = torch.bfloat16 if KERNEL_DEVICE == "cuda" else torch.float16
-"""Triton's interpreter cuts off where a GPU rounds to bf16."""
 
 
 def hidden(shape: tuple[int, ...], *, gated: bool, dtype: torch.dtype = torch.float32, size: float = 2.0) -> Tensor:
@@ -63,8 +61,8 @@ def test_results_squares_and_gradients_equal_float64(shape: tuple[int, ...], gat
 
 @pytest.mark.parametrize("gated", [True, False])
 def test_half_precision_is_read_and_written_but_not_computed_in(gated: bool) -> None:
-    h = hidden((2, 9, 80), gated=gated, dtype=HALF)
-    step = 2 * torch.finfo(HALF).eps
+    h = hidden((2, 9, 80), gated=gated, dtype=KERNEL_HALF)
+    step = 2 * torch.finfo(KERNEL_HALF).eps
     for ours, exact, rtol in zip(measured(h, gated=gated), reference(h, gated=gated), (step, 1e-5, step), strict=True):
         torch.testing.assert_close(ours, exact, rtol=rtol, atol=1e-4)
 
@@ -112,12 +110,14 @@ def test_torch_may_trace_it(gated: bool, asked: bool) -> None:
     """Torch's own check of a custom operator: schema, shapes and types without data, and gradients when compiled."""
     from lrsweep.model import gpu_activation
 
-    h = hidden((2, 3, 16), gated=gated, dtype=HALF)
+    h = hidden((2, 3, 16), gated=gated, dtype=KERNEL_HALF)
     torch.library.opcheck(gpu_activation._activate, (h.detach().requires_grad_(), gated, asked))
-    torch.library.opcheck(gpu_activation._activate_backward, (h, hidden((2, 3, 16), gated=False, dtype=HALF), gated))
+    torch.library.opcheck(
+        gpu_activation._activate_backward, (h, hidden((2, 3, 16), gated=False, dtype=KERNEL_HALF), gated)
+    )
 
 
 def test_it_warms_up() -> None:
     from lrsweep.model import gpu_activation
 
-    gpu_activation.warm_up(48, HALF, gated=True, device=torch.device(KERNEL_DEVICE))
+    gpu_activation.warm_up(48, KERNEL_HALF, gated=True, device=torch.device(KERNEL_DEVICE))

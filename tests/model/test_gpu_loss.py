@@ -8,11 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import KERNEL_DEVICE, needs_triton
+from tests.conftest import KERNEL_DEVICE, KERNEL_HALF, needs_triton
 
 pytestmark = needs_triton
-HALF = torch.bfloat16 if KERNEL_DEVICE == "cuda" else torch.float16
-"""Triton's interpreter cuts off where a GPU rounds to bf16."""
 
 
 def logits_of(vocab: int, seed: int = 0, size: float = 3.0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -55,11 +53,11 @@ def test_sums_and_gradients_equal_float64(vocab: int, z_loss: float) -> None:
 
 
 def test_half_precision_is_read_and_written_but_not_computed_in() -> None:
-    logits, targets = logits_of(5000, dtype=HALF), targets_of(5000)
+    logits, targets = logits_of(5000, dtype=KERNEL_HALF), targets_of(5000)
     sums, gradient = measured(logits, targets, 1e-4)
     expected_sums, expected = reference(logits, targets, 1e-4)
     torch.testing.assert_close(sums, expected_sums, rtol=1e-5, atol=1e-5)
-    step = 2**-8 if torch.bfloat16 == HALF else 2**-11
+    step = 2**-8 if torch.bfloat16 == KERNEL_HALF else 2**-11
     torch.testing.assert_close(gradient, expected, rtol=step, atol=1e-7)
 
 

@@ -8,11 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import KERNEL_DEVICE, needs_triton
+from tests.conftest import KERNEL_DEVICE, KERNEL_HALF, needs_triton
 
 pytestmark = needs_triton
-HALF = torch.bfloat16 if KERNEL_DEVICE == "cuda" else torch.float16
-"""Triton's interpreter cuts off where a GPU rounds to bf16."""
 EPS = 1e-5
 
 
@@ -65,14 +63,14 @@ def test_results_and_gradients_equal_float64(shape: tuple[int, ...], centred: bo
         torch.testing.assert_close(ours, exact, rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("x_dtype", [torch.float32, HALF])
+@pytest.mark.parametrize("x_dtype", [torch.float32, KERNEL_HALF])
 @pytest.mark.parametrize("centred", [True, False])
 def test_half_precision_is_read_and_written_but_not_computed_in(x_dtype: torch.dtype, centred: bool) -> None:
     """As under autocast, where the stream is fp32 and what joins it is not; and where both are narrow."""
-    given = tensors((2, 33, 96), x_dtype, HALF)
+    given = tensors((2, 33, 96), x_dtype, KERNEL_HALF)
     results, gradients = measured(given, centred=centred)
     expected, expected_gradients = reference(given, centred=centred)
-    fine, step = {"rtol": 2e-5, "atol": 2e-5}, {"rtol": 2 * torch.finfo(HALF).eps, "atol": 1e-3}
+    fine, step = {"rtol": 2e-5, "atol": 2e-5}, {"rtol": 2 * torch.finfo(KERNEL_HALF).eps, "atol": 1e-3}
     wide = x_dtype == torch.float32
     for ours, exact, rounded in zip(
         [*results, *gradients],
@@ -138,7 +136,7 @@ def test_tensors_need_not_be_contiguous() -> None:
 
 
 @pytest.mark.parametrize("measured", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+@pytest.mark.parametrize("dtype", [torch.float32, KERNEL_HALF])
 def test_torch_may_trace_it(dtype: torch.dtype, measured: bool) -> None:
     """Torch's own check of a custom operator: schema, shapes and types without data, and gradients when compiled."""
     from lrsweep.model import gpu_norm
@@ -153,4 +151,4 @@ def test_torch_may_trace_it(dtype: torch.dtype, measured: bool) -> None:
 def test_it_warms_up() -> None:
     from lrsweep.model import gpu_norm
 
-    gpu_norm.warm_up(48, torch.float32, HALF, centred=False, device=torch.device(KERNEL_DEVICE))
+    gpu_norm.warm_up(48, torch.float32, KERNEL_HALF, centred=False, device=torch.device(KERNEL_DEVICE))

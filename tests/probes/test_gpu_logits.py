@@ -8,11 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import KERNEL_DEVICE, needs_triton
+from tests.conftest import KERNEL_DEVICE, KERNEL_HALF, needs_triton
 
 pytestmark = needs_triton
-HALF = torch.bfloat16 if KERNEL_DEVICE == "cuda" else torch.float16
-"""Triton's interpreter multiplies bf16 as if it were integers."""
 
 
 def normal(*shape: int, seed: int, size: float = 1.0) -> Tensor:
@@ -34,7 +32,7 @@ def brute(q: Tensor, k: Tensor, scale: float) -> Tensor:
     return logits.masked_fill(torch.ones(logits.shape[-2:], dtype=torch.bool).triu(1), torch.nan)
 
 
-@pytest.mark.parametrize("dtype", [HALF, torch.float32])
+@pytest.mark.parametrize("dtype", [KERNEL_HALF, torch.float32])
 @pytest.mark.parametrize(("seq", "width"), [(1, 32), (63, 16), (64, 64), (65, 32), (130, 24), (200, 8)])
 def test_maxima_and_sums_equal_brute_force(seq: int, width: int, dtype: torch.dtype) -> None:
     """At, below and above the blocks of 64, heads of any width, laid out as the model lays them out."""
@@ -53,7 +51,7 @@ def test_maxima_and_sums_equal_brute_force(seq: int, width: int, dtype: torch.dt
 
 def test_the_maximum_of_negative_logits_is_negative() -> None:
     """No zero of a masked pair, of a padded row or of a padded channel may show."""
-    q = torch.ones(1, 1, 70, 20, dtype=HALF)
+    q = torch.ones(1, 1, 70, 20, dtype=KERNEL_HALF)
     largest, _ = measured(q, -q, 1.0)
     assert largest.tolist() == [-20.0]
 
