@@ -15,9 +15,9 @@ from torch import Tensor
 
 from lrsweep.triton_kernels import multiprocessors, run_on, tl, triton
 
-_TILE = 2048
-"""Numbers that a program of four warps holds at a time."""
-_PROGRAMS = 4
+_THERE, _BACK = 2048, 4096
+"""Numbers that a program holds at a time."""
+_PROGRAMS = 2
 """Programs of a multiprocessor that go back, each over many tokens: so the gain's gradient has few parts to add up."""
 
 
@@ -48,18 +48,17 @@ def join_norm(
 
 def warm_up(width: int, x_dtype: torch.dtype, f_dtype: torch.dtype, *, centred: bool, device: torch.device) -> None:
     """Compile the kernels for such streams."""
-    x_1x1xD = torch.zeros(1, 1, width, dtype=x_dtype, device=device, requires_grad=True)
-    gain_D = torch.zeros(width, device=device, requires_grad=True)
+    x_1x1xD, gain_D = torch.zeros(1, 1, width, dtype=x_dtype, device=device), torch.zeros(width, device=device)
     for measured in (False, True):
-        joined = join_norm(x_1x1xD, x_1x1xD.to(f_dtype), gain_D, centred=centred, eps=1.0, measured=measured)
-    torch.autograd.backward([joined[0].sum(), joined[1].sum()])
+        sum, normed, _, mean, scale = _join_norm(x_1x1xD, x_1x1xD.to(f_dtype), gain_D, centred, 1.0, measured)
+    _join_norm_backward(sum, gain_D, mean, scale, sum, normed)
 
 
-def _tiles(x: Tensor) -> tuple[int, int, int, dict[str, int]]:
-    """Tokens, width, tiles, and what a kernel must know of its tile: whole rows."""
+def _tiles(x: Tensor, size: int) -> tuple[int, int, int, dict[str, int]]:
+    """Tokens, width, tiles of about ``size``, and what a kernel must know of its tile: whole rows."""
     width = x.shape[-1]
     n_tokens, columns = x.numel() // width, triton.next_power_of_2(width)
-    rows = max(1, _TILE // columns)
+    rows = max(1, size // columns)
     tile = {"ROWS": rows, "COLUMNS": columns, "num_warps": min(16, max(4, columns // 512))}
     return n_tokens, width, triton.cdiv(n_tokens, rows), tile
 
@@ -77,7 +76,7 @@ def _join_norm(
     """Sum, normalized sum, squared norms, and mean and reciprocal standard deviation of each token."""
     x, f = x.contiguous(), f.contiguous()
     out: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = _outputs(x, f, gain, centred, eps, measured)
-    n_tokens, width, n_tiles, tile = _tiles(x)
+    n_tokens, width, n_tiles, tile = _tiles(x, _THERE)
     _forward[(n_tiles,)](
         x, f, gain.contiguous(), *out, n_tokens, width, eps, CENTRED=centred, MEASURED=measured, **tile
     )
@@ -113,14 +112,14 @@ def _join_norm_backward(
     """Gradients of x, of f where that has another type, and of the gain."""
     sum_gradient, normed_gradient = sum_gradient.contiguous(), normed_gradient.contiguous()
     of_x, of_f, of_gain = _gradients_of(sum, gain, mean, scale, sum_gradient, normed_gradient)
-    n_tokens, width, n_tiles, tile = _tiles(sum)
+    n_tokens, width, n_tiles, tile = _tiles(sum, _BACK)
     n_programs = min(n_tiles, _PROGRAMS * multiprocessors(sum.device))
     parts_PxD = gain.new_empty(n_programs, width, dtype=torch.float32)
     _backward[(n_programs,)](
         sum, gain.contiguous(), mean, scale, sum_gradient, normed_gradient, of_x, of_f, parts_PxD, n_tokens, width,
         CENTRED=mean.numel() > 0, TWO_TYPES=of_f.numel() > 0, **tile,
     )  # fmt: skip
-    _add_up[(triton.cdiv(width, 32),)](parts_PxD, of_gain, n_programs, width, ROWS=64, COLUMNS=32, num_warps=4)
+    _add_up[(triton.cdiv(width, 32),)](parts_PxD, of_gain, n_programs, width, ROWS=128, COLUMNS=32, num_warps=4)
     return of_x, of_f, of_gain
 
 

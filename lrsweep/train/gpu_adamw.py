@@ -18,15 +18,15 @@ from lrsweep.triton_kernels import multiprocessors, tl, triton
 
 _COLUMNS = 7
 """Of the table: addresses of weight, gradient, first and second moment, bf16 copy; number of elements; group."""
-_PROGRAMS = 3
-"""Programs of a multiprocessor that update: enough to keep its memory busy, and beside them two of those that multiply
-queries and keys find room for their registers.
+_PROGRAMS = 2
+"""Programs of a multiprocessor that update: enough to keep its memory busy, and few enough that those that multiply
+queries and keys find room beside them.
 """
 _READERS = 12
 """Programs of a multiprocessor that only read gradients."""
 _ROUNDS = 16
 """Chunks of a program to aim at, so that all end at about the same time."""
-_BLOCK, _READ_BLOCK = 512, 1024
+_BLOCK, _READ_BLOCK = 1024, 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
