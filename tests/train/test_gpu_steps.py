@@ -1,0 +1,60 @@
+"""What a GPU does at its fastest against the same steps by torch alone: captured, compiled and by our own kernels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lrsweep.config import ModelShape, TrainConfig
+from lrsweep.model import ProbeLevel, gpu_activation, gpu_embedding, gpu_heads, gpu_loss, gpu_norm
+from lrsweep.probes import gpu_logits, gpu_tokens
+from lrsweep.schemes import all_schemes, find
+from lrsweep.train import optimizers
+from lrsweep.train.step import SCALARS, Engine, EngineKey, Interval
+
+STEPS, VOCAB = 100, 512
+SHAPE = ModelShape(n_layers=2, d_model=128, n_heads=4, seq_len=128, vocab_size=VOCAB)
+MODIFIED = ["qknorm+zloss", "preln+qk_clip", "qknorm+muon", "preln+stable_adamw", "olmo2+final_cap", "preln+mup"]
+NAMES = [*(s.name for s in all_schemes()), *MODIFIED]
+
+
+def steps(name: str, body: str, *, plain: bool) -> Interval:
+    """100 steps of eight batches in turn, in bf16, at an LR that rises for ten steps and is high then."""
+    scheme = find(name)
+    config = {"steps": STEPS, "report_every": STEPS, "batch_size": 16, "warmup_steps": 10, "precision": "bf16"}
+    key = EngineKey(
+        scheme=scheme,
+        body=body,  # type: ignore[arg-type]
+        shape=SHAPE,
+        train=TrainConfig(**{**config, **dict(scheme.training)}),  # type: ignore[arg-type]
+        device="cuda",
+        weight_decay=0.1,
+    )
+    engine = Engine(key, capture=not plain)
+    engine.reset(0)
+    batches = np.random.default_rng(0).integers(0, VOCAB, (8, 16, SHAPE.seq_len + 1))
+    lrs = [2e-3 * min(1.0, (step + 1) / 10) for step in range(STEPS)]
+    interval = engine.run(batches[np.arange(STEPS) % 8], lrs, [ProbeLevel.ALL] * STEPS)
+    assert plain or engine._graphs is not None, "the capture failed"
+    return interval
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("name", "body"), [(name, ("gpt", "llama")[i % 2]) for i, name in enumerate(NAMES)])
+def test_captured_steps_equal_plain_ones_over_100_steps(name: str, body: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses alike while bf16's rounding has not been amplified yet, and to 3% to the end."""
+    fast = steps(name, body, plain=False)
+    for module in (gpu_activation, gpu_embedding, gpu_heads, gpu_loss, gpu_norm, gpu_logits, gpu_tokens):
+        monkeypatch.setattr(module, "serves", lambda _: False)
+    monkeypatch.setattr(optimizers, "run_on", lambda _: False)
+    plain = steps(name, body, plain=True)
+    loss, grad_norm, update_norm = (SCALARS.index(s) for s in ("loss", "grad_norm", "update_norm"))
+    ours, theirs = fast.scalars_RxS, plain.scalars_RxS
+    np.testing.assert_allclose(ours[:10, loss], theirs[:10, loss], atol=1e-3, rtol=0)
+    np.testing.assert_allclose(ours[:, loss], theirs[:, loss], rtol=0.03)
+    np.testing.assert_allclose(ours[:10, grad_norm], theirs[:10, grad_norm], rtol=0.01)
+    np.testing.assert_allclose(ours[:10, update_norm], theirs[:10, update_norm], rtol=1e-3)
+    np.testing.assert_allclose(fast.layers_RxNxS[:10], plain.layers_RxNxS[:10], rtol=0.02)
+    assert theirs[-1, loss] < theirs[0, loss]
