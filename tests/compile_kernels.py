@@ -12,7 +12,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lrsweep.model import gpu_activation, gpu_embedding, gpu_loss, gpu_norm
+from lrsweep.model import gpu_activation, gpu_embedding, gpu_heads, gpu_loss, gpu_norm
 from lrsweep.probes import gpu_logits, gpu_tokens
 from lrsweep.train import gpu_adamw
 
@@ -27,6 +27,7 @@ NORM_TYPES = {
     "eps": "fp32",
 }
 """Where a stream in fp32 is joined by what autocast has made."""
+HEAD_TENSORS = "qkv_ptr", "q_ptr", "k_ptr", "of_q_ptr", "of_k_ptr", "of_v_ptr", "of_qkv_ptr"
 KERNELS: list[tuple[object, dict[str, str], Constants]] = [
     *(
         (gpu_logits._logits, {"q_ptr": f"*{dtype}", "k_ptr": f"*{dtype}", "scale": "fp32", "cap": "fp32"}, constants)
@@ -64,7 +65,7 @@ KERNELS: list[tuple[object, dict[str, str], Constants]] = [
     *(
         (kernel, NORM_TYPES, {**tile, "CENTRED": centred, constant: flag})
         for kernel, constant in ((gpu_norm._forward, "MEASURED"), (gpu_norm._backward, "TWO_TYPES"))
-        for tile in ({"ROWS": 1, "COLUMNS": 2048}, {"ROWS": 64, "COLUMNS": 32})
+        for tile in ({"ROWS": 2, "COLUMNS": 2048}, {"ROWS": 64, "COLUMNS": 32})
         for centred in (False, True)
         for flag in (False, True)
     ),
@@ -78,7 +79,16 @@ KERNELS: list[tuple[object, dict[str, str], Constants]] = [
             (gpu_activation._backward, {**tile, "GATED": gated}),
         )
     ),
-    (gpu_norm._add_up, {}, {"ROWS": 64, "COLUMNS": 32}),
+    *(
+        (kernel, dict.fromkeys(HEAD_TENSORS, "*bf16"), constants)
+        for tile in ({"ROWS": 1, "HEADS": 16, "HALF": 64}, {"ROWS": 8, "HEADS": 4, "HALF": 32})
+        for kernel, constants in (
+            (gpu_heads._forward, {**tile, "MEASURED": False}),
+            (gpu_heads._forward, {**tile, "MEASURED": True}),
+            (gpu_heads._backward, tile),
+        )
+    ),
+    (gpu_norm._add_up, {}, {"ROWS": 128, "COLUMNS": 32}),
 ]
 """Kernel, types of arguments that are neither an fp32 pointer nor an int32, and constants."""
 USUAL = {"table_ptr": "*i64", "targets_ptr": "*i64"}

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lrsweep.config import Body, ModelShape
-from lrsweep.model import capped
+from lrsweep.model import capped, gpu_heads
 from lrsweep.model.geometry import factors
 from lrsweep.model.linear import LINEARS
 from lrsweep.model.norms import DynamicTanh, FullWidth, Gain, Norm, Unit, in_turn, norm_of, scale
-from lrsweep.probes import at_least_fp32, products
+from lrsweep.probes import at_least_fp32, products, token_squares
 from lrsweep.schemes import NormScope, QKNorm, Scheme
 
 ROPE_BASE = 10_000.0
@@ -31,8 +31,8 @@ MUP_BASE_HEAD = 32
 class QKV(NamedTuple):
     """What there is to measure in attention before Proj."""
 
-    parts: tuple[Tensor, Tensor, Tensor]
-    """Output of QKV in three, before any norm: q and k (B, T, H, K), which may have been rotated, and v (B, T, D)."""
+    squares: tuple[Tensor, ...]
+    """Squared L2 norms (B, T, G) of heads, groups of channels, or all of what QKV gives; empty where not measured."""
     q_BxHxTxK: Tensor
     """Queries as the score takes them."""
     k_BxHxTxK: Tensor
@@ -171,6 +171,8 @@ class Attention(nn.Module):
         self.heads = shape.n_heads
         self.qkv = linear(shape.d_model, 3 * shape.d_model)
         self.q_norm, self.k_norm = norm(scheme.qk_norm), norm(scheme.qk_norm)
+        self.plain: bool = isinstance(self.q_norm, nn.Identity)
+        """Whether queries and keys are rotated as QKV gives them."""
         self.v_norm = in_turn(norm(scheme.v_norm), scale(constant.v))
         self.unit: nn.Module = Unit() if scheme.qk_norm in ("unit", "unit_gain") else nn.Identity()
         self.qk_gain: nn.Module = nn.Identity()
@@ -180,16 +182,26 @@ class Attention(nn.Module):
         self.proj = linear(shape.d_model, shape.d_model)
         self.qk_clip = scheme.qk_clip
 
-    def forward(self, x_BxTxD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, QKV]:
+    def forward(self, x_BxTxD: Tensor, cos: Tensor, sin: Tensor, *, measured: bool = False) -> tuple[Tensor, QKV]:
         """Output of Proj, and what there is to measure before it."""
-        q, k, v = self.qkv(x_BxTxD).unflatten(-1, (3, self.heads, -1)).unbind(-3)
-        turned_q, turned_k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
+        qkv_BxTx3D: Tensor = self.qkv(x_BxTxD)
+        squares: tuple[Tensor, ...] = ()
+        if self.plain and gpu_heads.serves(qkv_BxTx3D):
+            turned_q, turned_k, v, of_token = gpu_heads.heads_of(
+                qkv_BxTx3D, cos, sin, heads=self.heads, measured=measured
+            )
+            squares = (of_token,) if measured else ()
+        else:
+            q, k, v = qkv_BxTx3D.view(*qkv_BxTx3D.shape[:-1], 3, self.heads, -1).unbind(-3)
+            turned_q, turned_k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
+            if measured:
+                # A rotation keeps lengths, and what it gives is in registers where it has been computed.
+                parts = *((turned_q, turned_k) if self.plain else (q, k)), v.flatten(-2)
+                squares = tuple(token_squares(part) for part in parts)
         q_BxHxTxK = self.qk_gain(self.unit(turned_q)).transpose(1, 2)
         k_BxHxTxK = self.qk_gain(self.unit(turned_k)).transpose(1, 2)
         a_BxHxTxK = self.score(q_BxHxTxK, k_BxHxTxK, self.v_norm(v).transpose(1, 2))
-        # A rotation keeps lengths, and what it gives is in registers where it has been computed.
-        parts = *((turned_q, turned_k) if isinstance(self.q_norm, nn.Identity) else (q, k)), v.flatten(-2)
-        return self.proj(a_BxHxTxK.transpose(1, 2).flatten(-2)), QKV(parts, q_BxHxTxK, k_BxHxTxK)
+        return self.proj(a_BxHxTxK.transpose(1, 2).flatten(-2)), QKV(squares, q_BxHxTxK, k_BxHxTxK)
 
     @torch.no_grad()
     def clip_heads(self, largest_H: Tensor, apply: Tensor) -> None:
@@ -216,7 +228,7 @@ class Attention(nn.Module):
             return [gain.value.view(self.heads, -1)]
         if isinstance(self.unit, Unit):
             return []  # |logit| ≤ √d_h, and nothing sets a scale
-        if isinstance(self.q_norm, nn.Identity):
+        if self.plain:
             return list(self.qkv.weight.view(3, self.heads, -1)[:2])
         scales: list[Tensor] = []
         for slot in (self.q_norm, self.k_norm):

@@ -41,12 +41,12 @@ SITES = ("qkv", "proj", "fc1", "fc2")
 class Seen(NamedTuple):
     """What a block keeps of its activations for :mod:`lrsweep.model.moments` to measure; empty where not asked for."""
 
-    squares: tuple[Tensor, ...]
-    """Squared L2 norms (B, T, G) of heads, or groups of channels, of six: q, k and v as QKV gives them, and the outputs
-    of Proj, FC1 and FC2. The last is missing where the block leaves its output to the next.
+    squares: tuple[tuple[Tensor, ...], ...]
+    """Of each of :data:`SITES`, in one part or more, squared L2 norms (B, T, G) of its heads, of groups of its
+    channels, or of all of it. Those of FC2 are missing where the block leaves its output to the next.
     """
     left: tuple[Tensor, ...]
-    """The last of the block before, if that has left it."""
+    """Those of FC2 of the block before, if that has left them."""
     logits: tuple[Tensor, ...]
     """Queries and keys (B, H, T, K) as the score takes them."""
 
@@ -167,25 +167,24 @@ class Block(nn.Module):
         """
         measured = probe != ProbeLevel.OFF
         x_BxTxD, normed_BxTxD, left = self.take_late(self.attn_norm, x_BxTxD, late_BxTxD, measured=measured)
-        proj, qkv = self.attn(normed_BxTxD, cos, sin)
+        proj, qkv = self.attn(normed_BxTxD, cos, sin, measured=measured)
         x_BxTxD, normed_BxTxD, of_proj = self._take_attention(x_BxTxD, proj, measured=measured)
         fc2, of_fc1 = self.mlp(normed_BxTxD, measured=measured)
         if self.leaves_late:
             late_BxTxD = self.fc2_norm(fc2)
         else:
             x_BxTxD = self.mlp_residual(x_BxTxD, self.fc2_norm(fc2))
-        squares: tuple[Tensor, ...] = ()
+        squares: tuple[tuple[Tensor, ...], ...] = ()
         logits: tuple[Tensor, ...] = ()
         if measured:
-            q, k, v = qkv.parts
             of_fc2 = () if self.leaves_late and self._fc2_joins else (token_squares(fc2),)
-            squares = token_squares(q), token_squares(k), token_squares(v), *of_proj, *of_fc1, *of_fc2
+            squares = qkv.squares, of_proj, of_fc1, of_fc2
         if probe == ProbeLevel.ALL or (self.attn.qk_clip is not None and self.training):
             logits = qkv.q_BxHxTxK.detach(), qkv.k_BxHxTxK.detach()
         return x_BxTxD, late_BxTxD, Seen(squares, left, logits)
 
-    def groups(self) -> list[int]:
-        """Groups that each of the six squares has where blocks are compiled for a GPU."""
+    def groups(self) -> list[list[int]]:
+        """Groups that squares of each site have in each of its parts, where blocks are compiled for a GPU."""
         heads, hidden = self.attn.heads, self.mlp.fc2.weight.shape[1]
         wide = n_groups(self.mlp.fc2.weight.shape[0])
         by_kernels = (
@@ -193,7 +192,8 @@ class Block(nn.Module):
             (self.mlp.plain, n_groups(hidden)),
             (self._fc2_joins and joins_by_kernel(self.attn_norm, self.mlp_residual), wide),
         )
-        return [heads, heads, wide, *(1 if by_kernel else groups for by_kernel, groups in by_kernels)]
+        of_qkv = [1] if self.attn.plain else [heads, heads, wide]
+        return [of_qkv, *([1 if by_kernel else groups] for by_kernel, groups in by_kernels)]
 
     def take_late(
         self, norm: nn.Module, x_BxTxD: Tensor, late_BxTxD: Tensor, *, measured: bool = False

@@ -109,7 +109,10 @@ class GPT(nn.Module):
         measured = probe != ProbeLevel.OFF
         _, normed_BxTxD, left = last.take_late(self.final_norm, x_BxTxD, late_BxTxD, measured=measured)
         lefts = [*(seen.left for seen in kept[1:]), left]
-        return normed_BxTxD, [s._replace(squares=(*s.squares, *left)) for s, left in zip(kept, lefts, strict=True)]
+        for i, left in enumerate(lefts):
+            if left:
+                kept[i] = kept[i]._replace(squares=(*kept[i].squares[:-1], left))
+        return normed_BxTxD, kept
 
     def _nothing_late(self, x_BxTxD: Tensor) -> Tensor:
         """What comes late before the first block, of the type of a sub-layer's output: so blocks stay one graph."""

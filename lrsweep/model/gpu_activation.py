@@ -36,9 +36,10 @@ def activate(h_BxTxF: Tensor, *, gated: bool, measured: bool) -> tuple[Tensor, T
 
 def warm_up(width: int, dtype: torch.dtype, *, gated: bool, device: torch.device) -> None:
     """Compile the kernels for hidden layers of such a width."""
-    h_1x1xF = torch.zeros(1, 1, 2 * width if gated else width, dtype=dtype, device=device, requires_grad=True)
+    h_1x1xF = torch.zeros(1, 1, 2 * width if gated else width, dtype=dtype, device=device)
     for measured in (False, True):
-        torch.autograd.backward([activate(h_1x1xF, gated=gated, measured=measured)[0].sum()])
+        a_1x1xF, _ = _activate(h_1x1xF, gated, measured)
+    _activate_backward(h_1x1xF, a_1x1xF, gated)
 
 
 def _tiles(a: Tensor) -> tuple[int, int, int, dict[str, int]]:

@@ -38,8 +38,6 @@ def stat_names(cap: float | None) -> tuple[tuple[str, str], ...]:
     return (*norms, *(("attn", stat) for stat in logits))
 
 
-_PARTS = (slice(3), slice(3, 4), slice(4, 5), slice(5, 6))
-"""Which of a layer's squares are those of each site."""
 SiteMoments = tuple[Tensor, Tensor]
 """Sums of squares and largest squared token norms, each (N, S)."""
 
@@ -49,9 +47,9 @@ def site_moments(seen: Sequence[Seen]) -> SiteMoments | None:
     """Of the sites' outputs, None if a forward kept none."""
     if not seen[0].squares:
         return None
-    if gpu_tokens.serves(seen[0].squares[0]):
+    if gpu_tokens.serves(seen[0].squares[0][0]):
         return gpu_tokens.site_moments([s.squares for s in seen])
-    squares_SxNxM = [_of_tokens([s.squares[parts] for s in seen]) for parts in _PARTS]
+    squares_SxNxM = [_of_tokens([s.squares[site] for s in seen]) for site in range(len(SITES))]
     squares_NxSxM = torch.stack(squares_SxNxM, dim=1)
     return squares_NxSxM.sum(dim=-1), squares_NxSxM.amax(dim=-1)
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from lrsweep.triton_kernels import run_on, tl, triton
 
 _TOKENS = 64
-Layer = Sequence[Tensor]
-"""Squares over groups of channels (B, T, G), fp32, six: of q, k and v, which are one site, then of three sites."""
+Layer = Sequence[Sequence[Tensor]]
+"""Squares over groups of channels (B, T, G), fp32, of four sites: of the first in one part or in three, else in one."""
 
 
 def serves(squares: Tensor) -> bool:
@@ -24,22 +24,24 @@ def serves(squares: Tensor) -> bool:
 
 def site_moments(layers: Sequence[Layer]) -> tuple[Tensor, Tensor]:
     """Sums and maxima over all tokens of their squared norms, each (N, S = 4); NaN in a token shows in its site."""
-    n_tokens = layers[0][0].shape[:-1].numel()
+    first = layers[0][0][0]
+    n_tokens = first.shape[:-1].numel()
     shape = 2, len(layers), 4, triton.cdiv(n_tokens, _TOKENS)
-    parts_2xNxSxC = layers[0][0].new_empty(shape)
-    for layer, parts_2xSxC in zip(layers, parts_2xNxSxC.unbind(1), strict=True):
-        parts = [part.contiguous() for part in layer]
+    parts_2xNxSxC = first.new_empty(shape)
+    for (qkv, *others), parts_2xSxC in zip(layers, parts_2xNxSxC.unbind(1), strict=True):
+        nothing = [first[..., :0]] * (3 - len(qkv))
+        parts = [part.contiguous() for part in (*qkv, *nothing, *(part for (part,) in others))]
         widths = [part.shape[-1] for part in parts]
         _moments[(shape[-1],)](
             *parts, parts_2xSxC, n_tokens, parts_2xSxC.stride(0), *widths,
-            TOKENS=_TOKENS, **{f"PADDED{i}": triton.next_power_of_2(width) for i, width in enumerate(widths)},
+            TOKENS=_TOKENS, **{f"PADDED{i}": triton.next_power_of_2(max(1, width)) for i, width in enumerate(widths)},
         )  # fmt: skip
     return parts_2xNxSxC[0].sum(dim=-1), parts_2xNxSxC[1].amax(dim=-1)
 
 
-def warm_up(widths: Sequence[int], device: torch.device) -> None:
-    """Compile the kernel for as many groups in each part."""
-    site_moments([[torch.zeros(1, 1, width, device=device) for width in widths]])
+def warm_up(widths: Sequence[Sequence[int]], device: torch.device) -> None:
+    """Compile the kernel for as many groups in each part of each site."""
+    site_moments([[[torch.zeros(1, 1, width, device=device) for width in parts] for parts in widths]])
 
 
 if triton is not None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lrsweep.model import GPT, gpu_activation, gpu_embedding, gpu_loss, gpu_norm
+from lrsweep.model import GPT, gpu_activation, gpu_embedding, gpu_heads, gpu_loss, gpu_norm
 from lrsweep.model.block import Block
 from lrsweep.model.residual import joins_by_kernel
 from lrsweep.probes import gpu_logits, gpu_tokens
@@ -37,6 +39,9 @@ def compile_model(model: GPT, device: torch.device, backend: str = "inductor") -
     torch.compiler.reset()
     # What autocast leaves in fp32 (σReparam's power iteration, a clipped softmax) is left there on purpose.
     warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
+    # Or a process would trace anew what another has left in the cache: values are handed on without a copy by a
+    # function of autograd's own kind.
+    torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
     model.score.prepare(model.shape.seq_len, device)
     # Nothing in these graphs is what the patterns look for, and to look takes two seconds.
     options: dict[str, str | int | bool | Callable[..., Any]] | None
@@ -48,8 +53,31 @@ def compile_model(model: GPT, device: torch.device, backend: str = "inductor") -
     return torch.compile(model.loss_sums, backend=backend, options=options)
 
 
+def warm_ups(model: GPT, optimizer: Optimizer, dtype: torch.dtype, device: torch.device) -> list[Callable[[], None]]:
+    """What compiles the kernels of our own that a step of ``model`` takes, by launching them on next to nothing."""
+    shape, score, block, job = model.shape, model.score, model.blocks[0], functools.partial
+    assert isinstance(block, Block)
+    jobs: list[Callable[[], None]] = [
+        job(gpu_embedding.warm_up, shape.d_model, device),
+        job(gpu_logits.warm_up, shape.n_heads, shape.d_head, score.scale, score.cap, dtype, device),
+        job(gpu_tokens.warm_up, block.groups(), device),
+        optimizer.warm_up,
+    ]
+    if model.plain_logits:
+        jobs.append(job(gpu_loss.warm_up, shape.vocab_size, dtype, device))
+    if block.attn.plain:
+        jobs.append(job(gpu_heads.warm_up, shape.n_heads, shape.d_head, dtype, device))
+    if block.mlp.plain:
+        hidden = block.mlp.fc2.weight.shape[1]
+        jobs.append(job(gpu_activation.warm_up, hidden, dtype, gated=block.mlp.gated, device=device))
+    norms = block.attn_norm, block.mlp_norm, model.final_norm
+    for centred in {norm.centred for norm in norms if joins_by_kernel(norm, block.mlp_residual)}:
+        jobs.append(job(gpu_norm.warm_up, shape.d_model, torch.float32, dtype, centred=centred, device=device))
+    return jobs
+
+
 class OwnKernels:
-    """Compiles our own kernels in a thread: most of that is not Python, and goes on while Python compiles the blocks.
+    """Compiles our own kernels in threads: most of that is not Python, and goes on while Python compiles the blocks.
 
     Args:
         model: what they are for.
@@ -59,7 +87,7 @@ class OwnKernels:
     """
 
     def __init__(self, model: GPT, optimizer: Optimizer, dtype: torch.dtype, device: torch.device) -> None:
-        self._model, self._optimizer, self._dtype, self._device = model, optimizer, dtype, device
+        self._device, self._jobs = device, warm_ups(model, optimizer, dtype, device)
         self._thread: threading.Thread | None = threading.Thread(target=self._compile)
         self._thread.start()
 
@@ -68,23 +96,14 @@ class OwnKernels:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+            self._jobs.clear()
 
     def _compile(self) -> None:
-        shape, score, device = self._model.shape, self._model.score, self._device
-        with torch.cuda.device(device):
-            gpu_embedding.warm_up(shape.d_model, device)
-            if self._model.plain_logits:
-                gpu_loss.warm_up(shape.vocab_size, self._dtype, device)
-            q_BxTxHxK = torch.zeros(1, 1, shape.n_heads, shape.d_head, dtype=self._dtype, device=device)
-            layer = q_BxTxHxK.transpose(1, 2), q_BxTxHxK.transpose(1, 2)
-            gpu_logits.causal_logit_sums([layer], score.scale, score.cap)
-            block = self._model.blocks[0]
-            assert isinstance(block, Block)
-            gpu_tokens.warm_up(block.groups(), device)
-            if block.mlp.plain:
-                hidden = block.mlp.fc2.weight.shape[1]
-                gpu_activation.warm_up(hidden, self._dtype, gated=block.mlp.gated, device=device)
-            norms = block.attn_norm, block.mlp_norm, self._model.final_norm
-            for centred in {norm.centred for norm in norms if joins_by_kernel(norm, block.mlp_residual)}:
-                gpu_norm.warm_up(shape.d_model, torch.float32, self._dtype, centred=centred, device=device)
-            self._optimizer.warm_up()
+        def run(job: Callable[[], None]) -> None:
+            with torch.cuda.device(self._device):
+                job()
+
+        first, *others = self._jobs
+        run(first)  # Triton finds out about the GPU with its first kernel.
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(run, others))

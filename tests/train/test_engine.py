@@ -15,10 +15,10 @@ from torch import Tensor
 
 from lrsweep.config import DataConfig, ModelShape, TrainConfig, TrialSpec
 from lrsweep.errors import UserError
-from lrsweep.model import ProbeLevel, gpu_activation, gpu_embedding, gpu_loss, gpu_norm
+from lrsweep.model import ProbeLevel, gpu_activation, gpu_embedding, gpu_heads, gpu_loss, gpu_norm
 from lrsweep.probes import gpu_logits, gpu_tokens
 from lrsweep.schemes import find
-from lrsweep.train import optimizers
+from lrsweep.train import gpu_adamw, optimizers
 from lrsweep.train.step import SCALARS, Engine, EngineKey, Interval
 from tests.conftest import KERNEL_DEVICE, needs_triton
 from tests.model.reference import CASES
@@ -567,7 +567,7 @@ def test_steps_by_the_gpus_kernels_equal_torchs(
     plain = engine_of(name, body, micro_batch=micro_batch)
     livelier(plain)
     expected = plain.run(data, lrs, probes)
-    for module in (gpu_activation, gpu_embedding, gpu_loss, gpu_norm, gpu_logits, gpu_tokens):
+    for module in (gpu_activation, gpu_embedding, gpu_heads, gpu_loss, gpu_norm, gpu_logits, gpu_tokens):
         monkeypatch.setattr(module, "serves", lambda _: True)
     monkeypatch.setattr(optimizers, "run_on", lambda _: True)
     by_kernels = engine_of(name, body, micro_batch=micro_batch)
@@ -605,6 +605,31 @@ def test_captured_steps_equal_eager_ones(name: str, first: ProbeLevel) -> None:
     np.testing.assert_array_equal(captured.run(data, lrs, probes).scalars_RxS, again.scalars_RxS)
     eager.reset(3)
     np.testing.assert_allclose(again.scalars_RxS, eager.run(data, lrs, probes).scalars_RxS, rtol=1e-2)
+
+
+@on_gpu
+@pytest.mark.parametrize(("name", "body"), [("preln", "llama"), ("qknorm_cap", "gpt")])
+def test_kernels_of_our_own_are_all_compiled_beforehand(name: str, body: str) -> None:
+    """Of what a step launches, nothing is another variant than the ones that were warmed up."""
+    from triton.runtime.jit import JITFunction
+
+    kernels = [
+        value
+        for module in (gpu_activation, gpu_embedding, gpu_heads, gpu_loss, gpu_norm, gpu_logits, gpu_tokens, gpu_adamw)
+        for value in vars(module).values()
+        if isinstance(value, JITFunction)
+    ]
+
+    def variants() -> int:
+        return sum(len(cache[0]) for kernel in kernels for cache in kernel.device_caches.values())
+
+    engine = engine_of(name, body, device="cuda", precision="bf16")
+    assert engine._own_kernels is not None
+    engine._own_kernels.wait()
+    before = variants()
+    assert before > 0
+    engine.run(batches(3), warmup_and_fall(3), list(ProbeLevel))
+    assert variants() == before
 
 
 @on_gpu

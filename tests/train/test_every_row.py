@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lrsweep.config import DataConfig, ModelShape, TrainConfig, TrialSpec
-from lrsweep.model import ProbeLevel, gpu_activation, gpu_norm
+from lrsweep.model import ProbeLevel, gpu_activation, gpu_heads, gpu_norm
 from lrsweep.schemes import MODIFIERS, Scheme, all_schemes, find
 from lrsweep.train.step import SCALARS, Engine, EngineKey
 from tests.conftest import KERNEL_DEVICE, needs_triton
@@ -208,7 +208,7 @@ def test_traced_steps_with_the_blocks_kernels_equal_eager_ones(
     eager = engine_of(name, body)
     data = np.concatenate([DATA] * 2)
     expected = eager.run(data, [3e-3] * 8, [ProbeLevel.ALL] * 8)
-    for module in (gpu_activation, gpu_norm):
+    for module in (gpu_activation, gpu_heads, gpu_norm):
         monkeypatch.setattr(module, "serves", lambda _: True)
     stats = torch._dynamo.utils.counters["stats"]
     stats.clear()
