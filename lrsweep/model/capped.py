@@ -49,7 +49,9 @@ class _Tanh(torch.autograd.Function):
 
 
 _masks: dict[int, BlockMask] = {}
-"""By sequence length, for the process's GPU. Filled beforehand: a compiler looks through a cache and would trace it."""
+"""By sequence length, for the process's GPU; kept, as captured steps go on reading them. Filled beforehand: a compiler
+looks through a cache and would trace it.
+"""
 _tanh: Callable[[Tensor], Tensor] = torch.tanh
 
 
@@ -62,7 +64,8 @@ def prepare(seq: int, device: torch.device) -> None:
     def causal(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return query >= key
 
-    _masks[seq] = create_block_mask(causal, None, None, seq, seq, device=device)
+    if seq not in _masks:
+        _masks[seq] = create_block_mask(causal, None, None, seq, seq, device=device)
     if _tanh is torch.tanh:
         try:
             from torch._inductor.lowering import make_pointwise, register_lowering

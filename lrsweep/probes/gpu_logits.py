@@ -72,7 +72,7 @@ if triton is not None:
             y = 1.0 - 2.0 / (1.0 + tl.exp2(x * (2.0 * 1.4426950408889634)))
         return y
 
-    @triton.jit(do_not_specialize=["stride", "heads", "seq"])
+    @triton.jit(do_not_specialize=["stride", "heads", "seq"], do_not_specialize_on_alignment=["out_ptr"])
     def _logits(
         q_ptr, k_ptr, out_ptr, q_batch, q_head, q_row, k_batch, k_head, k_row, stride, heads, seq, scale, cap,
         CAPPED: tl.constexpr, HARDWARE_TANH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,

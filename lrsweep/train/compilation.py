@@ -40,8 +40,8 @@ def compile_model(model: GPT, device: torch.device, backend: str = "inductor") -
     # What autocast leaves in fp32 (σReparam's power iteration, a clipped softmax) is left there on purpose.
     warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
     # Or a process would trace anew what another has left in the cache: values are handed on without a copy by a
-    # function of autograd's own kind.
-    torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
+    # function of autograd's own kind. Capped scores have one too, within flex attention, which is better traced.
+    torch._functorch.config.autograd_cache_allow_custom_autograd_functions = model.score.cap is None
     model.score.prepare(model.shape.seq_len, device)
     # Nothing in these graphs is what the patterns look for, and to look takes two seconds.
     options: dict[str, str | int | bool | Callable[..., Any]] | None

@@ -19,11 +19,11 @@ MODIFIED = ["qknorm+zloss", "preln+qk_clip", "qknorm+muon", "preln+stable_adamw"
 NAMES = [*(s.name for s in all_schemes()), *MODIFIED]
 
 
-def steps(name: str, body: str, *, plain: bool) -> Interval:
-    """100 steps of eight batches in turn, in bf16, at an LR that rises for ten steps and is high then."""
+def key_of(name: str, body: str) -> EngineKey:
+    """A small model that trains in bf16."""
     scheme = find(name)
     config = {"steps": STEPS, "report_every": STEPS, "batch_size": 16, "warmup_steps": 10, "precision": "bf16"}
-    key = EngineKey(
+    return EngineKey(
         scheme=scheme,
         body=body,  # type: ignore[arg-type]
         shape=SHAPE,
@@ -31,7 +31,11 @@ def steps(name: str, body: str, *, plain: bool) -> Interval:
         device="cuda",
         weight_decay=0.1,
     )
-    engine = Engine(key, capture=not plain)
+
+
+def steps(name: str, body: str, *, plain: bool) -> Interval:
+    """100 steps of eight batches in turn, at an LR that rises for ten steps and is high then."""
+    engine = Engine(key_of(name, body), capture=not plain)
     engine.reset(0)
     batches = np.random.default_rng(0).integers(0, VOCAB, (8, 16, SHAPE.seq_len + 1))
     lrs = [2e-3 * min(1.0, (step + 1) / 10) for step in range(STEPS)]
@@ -40,8 +44,26 @@ def steps(name: str, body: str, *, plain: bool) -> Interval:
     return interval
 
 
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@on_gpu
+@pytest.mark.parametrize("name", ["preln", "soft_cap"])
+def test_an_engine_goes_on_beside_a_second_of_its_scheme(name: str) -> None:
+    """What a captured step reads is still there once another engine has been built, and has run."""
+    key = key_of(name, "gpt")
+    batches = np.random.default_rng(0).integers(0, VOCAB, (3, 16, SHAPE.seq_len + 1))
+    first = Engine(key)
+    runs = []
+    for engine in (first, Engine(key, capture=False, compiled=True), first):
+        engine.reset(0)
+        runs.append(engine.run(batches, [1e-3] * 3, [ProbeLevel.ALL] * 3))
+    np.testing.assert_allclose(runs[1].scalars_RxS, runs[0].scalars_RxS, rtol=1e-3)
+    np.testing.assert_array_equal(runs[2].scalars_RxS, runs[0].scalars_RxS)
+
+
 @pytest.mark.full
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@on_gpu
 @pytest.mark.parametrize(("name", "body"), [(name, ("gpt", "llama")[i % 2]) for i, name in enumerate(NAMES)])
 def test_captured_steps_equal_plain_ones_over_100_steps(name: str, body: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses alike while bf16's rounding has not been amplified yet, and to 3% to the end."""
