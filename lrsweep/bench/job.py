@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -159,6 +160,6 @@ def run_job(job: Job) -> Timing:
             env=os.environ | caches,
         )
     if result.returncode:
-        words = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
-        raise JobError(words[-1])
+        how = f"exit code {result.returncode}" if result.returncode > 0 else signal.Signals(-result.returncode).name
+        raise JobError((result.stderr.strip().splitlines() or [how])[-1])
     return Timing.from_json(result.stdout.splitlines()[-1])

@@ -1,7 +1,7 @@
 """Paired rounds: what is compared runs right after one another, so that whatever else the machine does hits all alike.
 
 Absolute times on a shared machine say little. Within one round every variant runs once, in an order that turns from
-round to round, and a figure is the median over rounds of the ratio of two variants.
+round to round and then backwards, and a figure is the median over rounds of the ratio of two variants.
 """
 
 from __future__ import annotations
@@ -54,7 +54,11 @@ def paired_rounds(variants: Mapping[str, Callable[[], object]], rounds: int, dev
         run()
     for i in range(rounds):
         first = i % len(names)
-        for name in names[first:] + names[:first]:
+        order = names[first:] + names[:first]
+        # Or each would always come after the same one, whose heat is still in the clocks.
+        if i // len(names) % 2:
+            order.reverse()
+        for name in order:
             synchronize(device)
             began = clock()
             variants[name]()
