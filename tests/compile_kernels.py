@@ -37,7 +37,7 @@ KERNELS: list[tuple[object, dict[str, str], Constants]] = [
         for constants in ({**LOGITS, "CAPPED": capped, "WIDTH": width, "PADDED": padded},)
     ),
     *(
-        (gpu_tokens._moments, {}, {"TOKENS": 64} | {f"PADDED{i}": padded for i, padded in enumerate(widths)})
+        (gpu_tokens._token_moments, {}, {"TOKENS": 64} | {f"PADDED{i}": padded for i, padded in enumerate(widths)})
         for widths in ((1,) * 6, (16, 16, 32, 32, 128, 32))
     ),
     *(
@@ -49,22 +49,22 @@ KERNELS: list[tuple[object, dict[str, str], Constants]] = [
                 gpu_adamw._BLOCK,
                 {"finite_ptr": "*i1", "beta1": "fp32", "beta2": "fp32", "eps": "fp32"},
             ),
-            (gpu_adamw._squares, gpu_adamw._READ_BLOCK, {}),
+            (gpu_adamw._adamw_squares, gpu_adamw._READ_BLOCK, {}),
         )
     ),
     *(
         (kernel, {"logits_ptr": f"*{dtype}", "z_loss": "fp32", "factor": "fp32"}, {"BLOCK": gpu_loss._BLOCK})
         for dtype in ("bf16", "fp32")
-        for kernel in (gpu_loss._losses, gpu_loss._gradients)
+        for kernel in (gpu_loss._loss_forward, gpu_loss._loss_backward)
     ),
     *(
         (kernel, {"ids_ptr": "*i32", "places_ptr": "*i32"}, {"CHUNK": gpu_embedding._CHUNK, "COLUMNS": columns})
-        for kernel in (gpu_embedding._walk, gpu_embedding._join)
+        for kernel in (gpu_embedding._embedding_walk, gpu_embedding._embedding_join)
         for columns in (1, 512)
     ),
     *(
         (kernel, NORM_TYPES, {**tile, "CENTRED": centred, constant: flag})
-        for kernel, constant in ((gpu_norm._forward, "MEASURED"), (gpu_norm._backward, "TWO_TYPES"))
+        for kernel, constant in ((gpu_norm._norm_forward, "MEASURED"), (gpu_norm._norm_backward, "TWO_TYPES"))
         for tile in ({"ROWS": 2, "COLUMNS": 2048}, {"ROWS": 64, "COLUMNS": 32})
         for centred in (False, True)
         for flag in (False, True)
@@ -74,21 +74,21 @@ KERNELS: list[tuple[object, dict[str, str], Constants]] = [
         for tile in ({"ROWS": 1, "COLUMNS": 2048}, {"ROWS": 16, "COLUMNS": 128})
         for gated in (False, True)
         for kernel, constants in (
-            (gpu_activation._forward, {**tile, "GATED": gated, "MEASURED": False}),
-            (gpu_activation._forward, {**tile, "GATED": gated, "MEASURED": True}),
-            (gpu_activation._backward, {**tile, "GATED": gated}),
+            (gpu_activation._activation_forward, {**tile, "GATED": gated, "MEASURED": False}),
+            (gpu_activation._activation_forward, {**tile, "GATED": gated, "MEASURED": True}),
+            (gpu_activation._activation_backward, {**tile, "GATED": gated}),
         )
     ),
     *(
         (kernel, dict.fromkeys(HEAD_TENSORS, "*bf16"), constants)
         for tile in ({"ROWS": 1, "HEADS": 16, "HALF": 64}, {"ROWS": 8, "HEADS": 4, "HALF": 32})
         for kernel, constants in (
-            (gpu_heads._forward, {**tile, "MEASURED": False}),
-            (gpu_heads._forward, {**tile, "MEASURED": True}),
-            (gpu_heads._backward, tile),
+            (gpu_heads._rotation_forward, {**tile, "MEASURED": False}),
+            (gpu_heads._rotation_forward, {**tile, "MEASURED": True}),
+            (gpu_heads._rotation_backward, tile),
         )
     ),
-    (gpu_norm._add_up, {}, {"ROWS": 128, "COLUMNS": 32}),
+    (gpu_norm._norm_gain, {}, {"ROWS": 128, "COLUMNS": 32}),
 ]
 """Kernel, types of arguments that are neither an fp32 pointer nor an int32, and constants."""
 USUAL = {"table_ptr": "*i64", "targets_ptr": "*i64"}

@@ -11,16 +11,20 @@ from tests.conftest import needs_triton
 
 NAMES = {
     "_logits",
-    "_moments",
+    "_token_moments",
     "_adamw",
-    "_squares",
-    "_losses",
-    "_gradients",
-    "_walk",
-    "_join",
-    "_forward",
-    "_backward",
-    "_add_up",
+    "_adamw_squares",
+    "_loss_forward",
+    "_loss_backward",
+    "_embedding_walk",
+    "_embedding_join",
+    "_norm_forward",
+    "_norm_backward",
+    "_norm_gain",
+    "_activation_forward",
+    "_activation_backward",
+    "_rotation_forward",
+    "_rotation_backward",
 }
 
 

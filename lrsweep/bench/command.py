@@ -12,7 +12,15 @@ from rich.console import Console
 
 from lrsweep.bench.comparison import PEERS_ARCH, PEERS_BODY, Comparison, compare, installed_peers
 from lrsweep.bench.job import Job, JobError, System, Timing, run_job
-from lrsweep.bench.table import RATIO_NOTE, peers_note, peers_table, ratio_table, speed_table
+from lrsweep.bench.table import (
+    KERNEL_NOTE,
+    RATIO_NOTE,
+    kernel_table,
+    peers_note,
+    peers_table,
+    ratio_table,
+    speed_table,
+)
 from lrsweep.config import find_body, find_size
 from lrsweep.errors import DONE, INTERRUPTED, TRIAL_ERRORS, UserError
 from lrsweep.schemes import find
@@ -77,6 +85,10 @@ class Bench:
             self._console.print()
             self._console.print(ratio_table(self.timings))
             self._console.print(RATIO_NOTE)
+            if any(timing.kernel_ms for timing in self.timings):
+                self._console.print()
+                self._console.print(kernel_table(self.timings))
+                self._console.print(KERNEL_NOTE)
         for comparison in self.comparisons:
             self._console.print()
             self._console.print(peers_table(comparison))

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from lrsweep.bench.flops import flops_per_token, mfu
@@ -76,6 +76,8 @@ class Timing:
     """Most GiB that the process took from the GPU for tensors; None on a CPU."""
     ratios: dict[str, Ratio]
     """``norms/bare``, ``all/bare``, and on a GPU ``eager/captured``; none for a peer."""
+    kernel_ms: dict[str, float] = field(default_factory=dict)
+    """On a GPU, where a step with all probes goes: :func:`lrsweep.bench.kernels.kernel_ms`; none for a peer."""
 
     @property
     def full_step_ms(self) -> float:
@@ -94,6 +96,7 @@ class Timing:
         memory: tuple[float | None, float | None],
         next_trial_s: float | None = None,
         ratios: dict[str, Ratio] | None = None,
+        kernel_ms: dict[str, float] | None = None,
     ) -> Timing:
         """What was measured, with the rates that follow from it; ``memory`` is allocated and reserved."""
         scheme, body, preset = find(job.arch), find_body(job.body), find_size(job.size)
@@ -116,6 +119,7 @@ class Timing:
             allocated_gib=memory[0],
             reserved_gib=memory[1],
             ratios=ratios or {},
+            kernel_ms=kernel_ms or {},
         )
 
     @classmethod

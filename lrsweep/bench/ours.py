@@ -13,6 +13,7 @@ import torch
 
 import lrsweep
 from lrsweep.bench.job import Job, Timing, batch_of
+from lrsweep.bench.kernels import kernel_ms
 from lrsweep.bench.rounds import FEWEST, INTERVAL, paired_rounds, peak_memory, ratio, steps_a_round
 from lrsweep.config import find_body, find_size
 from lrsweep.model import ProbeLevel
@@ -62,6 +63,7 @@ def measure(job: Job) -> Timing:
         warm_up()  # Graphs of all levels, before a second engine takes memory.
     seconds = paired_rounds(variants, job.rounds, job.device)
     ratios = {f"{name}/bare": ratio(seconds[name], seconds["bare"]) for name in ("norms", "all")}
+    kernels = kernel_ms(variants["all"], steps) if job.device == "cuda" else {}
     if job.device == "cuda" and (second := eager_engine(key, run)) is not None:
         # In rounds of its own: a GPU that waits for the host cools down, and whoever comes next is the faster for it.
         pair: dict[str, Callable[[], object]] = {
@@ -80,6 +82,7 @@ def measure(job: Job) -> Timing:
         next_trial_s=next_trial_s,
         memory=memory,
         ratios=ratios,
+        kernel_ms=kernels,
     )
 
 

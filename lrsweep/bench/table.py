@@ -8,8 +8,11 @@ from rich.table import Table
 
 from lrsweep.bench.comparison import Comparison
 from lrsweep.bench.job import Timing
+from lrsweep.bench.kernels import GROUPS, OTHER
 from lrsweep.bench.rounds import Ratio
 
+KERNEL_NOTE = "Where a step with all probes goes: parts of its kernels' time."
+"""What stands under :func:`kernel_table`."""
 RATIO_NOTE = "Ratios of step times: median (quartiles) of paired rounds."
 """What stands under :func:`ratio_table`."""
 
@@ -33,6 +36,13 @@ def ratio_table(timings: Sequence[Timing]) -> Table:
     """A row a scheme and size: what the probes cost, and on a GPU what launching the kernels one by one would."""
     names = dict.fromkeys(name for t in timings for name in t.ratios)
     columns = {name: [_ratio(t.ratios[name]) if name in t.ratios else "" for t in timings] for name in names}
+    return _table({"scheme": [t.scheme for t in timings], "size": [t.size for t in timings]}, columns)
+
+
+def kernel_table(timings: Sequence[Timing]) -> Table:
+    """A row a scheme and size: parts of the time of a step's kernels, all probes on."""
+    names = [*GROUPS, OTHER]
+    columns = {name: [_percent(t.kernel_ms.get(name, 0.0), t) for t in timings] for name in names}
     return _table({"scheme": [t.scheme for t in timings], "size": [t.size for t in timings]}, columns)
 
 
@@ -73,6 +83,10 @@ def _ms(value: float) -> str:
 
 def _ratio(value: Ratio) -> str:
     return f"{value.median:.3f} ({value.low:.3f} to {value.high:.3f})"
+
+
+def _percent(ms: float, timing: Timing) -> str:
+    return f"{100 * ms / sum(timing.kernel_ms.values()):.1f}%" if ms else ""
 
 
 def _gib(timing: Timing) -> str:

@@ -58,7 +58,7 @@ def _activate(h: Tensor, gated: bool, measured: bool) -> tuple[Tensor, Tensor]:
     h = h.contiguous()
     out: tuple[Tensor, Tensor] = _outputs(h, gated, measured)
     n_tokens, width, n_programs, tile = _tiles(out[0])
-    _forward[(n_programs,)](h, *out, n_tokens, width, GATED=gated, MEASURED=measured, **tile)
+    _activation_forward[(n_programs,)](h, *out, n_tokens, width, GATED=gated, MEASURED=measured, **tile)
     return out
 
 
@@ -76,7 +76,7 @@ def _activate_backward(h: Tensor, gradient: Tensor, gated: bool) -> Tensor:
     h, gradient = h.contiguous(), gradient.contiguous()
     of_h = torch.empty_like(h)
     n_tokens, width, n_programs, tile = _tiles(gradient)
-    _backward[(n_programs,)](h, gradient, of_h, n_tokens, width, GATED=gated, **tile)
+    _activation_backward[(n_programs,)](h, gradient, of_h, n_tokens, width, GATED=gated, **tile)
     return of_h
 
 
@@ -110,7 +110,7 @@ if triton is not None:
         return 1.0 / (1.0 + tl.exp2(inner * -_LOG2_E))
 
     @triton.jit(do_not_specialize=["n_tokens"])
-    def _forward(
+    def _activation_forward(
         h_ptr, out_ptr, squares_ptr, n_tokens, width, GATED: tl.constexpr, MEASURED: tl.constexpr, ROWS: tl.constexpr,
         COLUMNS: tl.constexpr,
     ):  # fmt: skip
@@ -139,7 +139,7 @@ if triton is not None:
             tl.store(squares_ptr + row, tl.sum(squares, 1), mask=is_token)
 
     @triton.jit(do_not_specialize=["n_tokens"])
-    def _backward(
+    def _activation_backward(
         h_ptr, gradient_ptr, of_h_ptr, n_tokens, width, GATED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
     ):
         """Some tokens whole."""

@@ -66,15 +66,15 @@ class _Embedding(torch.autograd.Function):
         grid = n_chunks, triton.cdiv(width, columns)
         order_2xM = order_2xM.contiguous()
         tensors = order_2xM[0], order_2xM[1], weight_gradient_VxD, parts_Cx2xD
-        _walk[grid](gradient_MxD, *tensors, n_tokens, width, CHUNK=_CHUNK, COLUMNS=columns, num_warps=4)
-        _join[grid](*tensors, n_tokens, width, CHUNK=_CHUNK, COLUMNS=columns, num_warps=4)
+        _embedding_walk[grid](gradient_MxD, *tensors, n_tokens, width, CHUNK=_CHUNK, COLUMNS=columns, num_warps=4)
+        _embedding_join[grid](*tensors, n_tokens, width, CHUNK=_CHUNK, COLUMNS=columns, num_warps=4)
         return None, weight_gradient_VxD, None
 
 
 if triton is not None:
 
     @triton.jit(do_not_specialize=["n_tokens"], do_not_specialize_on_alignment=["ids_ptr", "places_ptr"])
-    def _walk(
+    def _embedding_walk(
         gradient_ptr, ids_ptr, places_ptr, out_ptr, parts_ptr, n_tokens, width, CHUNK: tl.constexpr,
         COLUMNS: tl.constexpr,
     ):  # fmt: skip
@@ -109,7 +109,9 @@ if triton is not None:
         tl.store(at, total, mask=inside)
 
     @triton.jit(do_not_specialize=["n_tokens"], do_not_specialize_on_alignment=["ids_ptr", "places_ptr"])
-    def _join(ids_ptr, places_ptr, out_ptr, parts_ptr, n_tokens, width, CHUNK: tl.constexpr, COLUMNS: tl.constexpr):
+    def _embedding_join(
+        ids_ptr, places_ptr, out_ptr, parts_ptr, n_tokens, width, CHUNK: tl.constexpr, COLUMNS: tl.constexpr
+    ):
         """If a run starts in this chunk and goes on behind it, the sum of its parts."""
         chunk = tl.program_id(0)
         column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)

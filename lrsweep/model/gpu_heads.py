@@ -88,7 +88,7 @@ def _rotate(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, measured: bool) -
     qkv = qkv.contiguous()
     out: tuple[Tensor, Tensor, Tensor] = _outputs(qkv, cos, sin, heads, measured)
     sizes, n_programs, tile = _tiles(out[0])
-    _forward[(n_programs,)](qkv, cos.contiguous(), sin.contiguous(), *out, *sizes, MEASURED=measured, **tile)
+    _rotation_forward[(n_programs,)](qkv, cos.contiguous(), sin.contiguous(), *out, *sizes, MEASURED=measured, **tile)
     return out
 
 
@@ -111,7 +111,7 @@ def _rotate_back(of_q: Tensor, of_k: Tensor, of_v: Tensor, cos: Tensor, sin: Ten
     of_qkv: Tensor = _gradient_of(of_q, of_k, of_v, cos, sin)
     sizes, n_programs, tile = _tiles(of_q)
     strides = [stride for g in gradients for stride in g.stride()[:3]]
-    _backward[(n_programs,)](*gradients, cos.contiguous(), sin.contiguous(), of_qkv, *strides, *sizes, **tile)
+    _rotation_backward[(n_programs,)](*gradients, cos.contiguous(), sin.contiguous(), of_qkv, *strides, *sizes, **tile)
     return of_qkv
 
 
@@ -138,7 +138,7 @@ if triton is not None:
         return tl.load(cos_ptr + at, mask=kept, other=0.0), tl.load(sin_ptr + at, mask=kept, other=0.0)
 
     @triton.jit(do_not_specialize=["n_tokens", "seq"])
-    def _forward(
+    def _rotation_forward(
         qkv_ptr, cos_ptr, sin_ptr, q_ptr, k_ptr, squares_ptr, n_tokens, seq, n_heads, half,
         MEASURED: tl.constexpr, ROWS: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr,
     ):  # fmt: skip
@@ -163,7 +163,7 @@ if triton is not None:
             tl.store(squares_ptr + token, tl.sum(tl.sum(squares, 2), 1), mask=is_token)
 
     @triton.jit(do_not_specialize=["n_tokens", "seq"])
-    def _backward(
+    def _rotation_backward(
         of_q_ptr, of_k_ptr, of_v_ptr, cos_ptr, sin_ptr, of_qkv_ptr, q_batch, q_row, q_head, k_batch, k_row, k_head,
         v_batch, v_row, v_head, n_tokens, seq, n_heads, half,
         ROWS: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr,

@@ -48,7 +48,7 @@ class _LossSums(torch.autograd.Function):
         n_tokens, vocab_size = logits_MxV.shape
         parts_3xM = logits_MxV.new_empty(3, n_tokens, dtype=torch.float32)
         log_z_M = logits_MxV.new_empty(n_tokens, dtype=torch.float32)
-        _losses[(n_tokens,)](
+        _loss_forward[(n_tokens,)](
             logits_MxV, targets_M, parts_3xM, log_z_M, n_tokens, vocab_size, z_loss, factor,
             BLOCK=_BLOCK, num_warps=_WARPS,
         )  # fmt: skip
@@ -61,7 +61,7 @@ class _LossSums(torch.autograd.Function):
     def backward(ctx: Any, gradient_3: Tensor) -> tuple[Tensor, None, None, None]:
         logits_MxV, targets_M, log_z_M = ctx.saved_tensors
         n_tokens, vocab_size = logits_MxV.shape
-        _gradients[(n_tokens,)](
+        _loss_backward[(n_tokens,)](
             logits_MxV, targets_M, log_z_M, gradient_3.contiguous(), vocab_size, ctx.z_loss, ctx.factor,
             BLOCK=_BLOCK, num_warps=_WARPS,
         )  # fmt: skip
@@ -82,7 +82,7 @@ if triton is not None:
         return new, total * tl.exp2(largest - new) + tl.exp2(x - new)
 
     @triton.jit(do_not_specialize=["n_tokens"])
-    def _losses(
+    def _loss_forward(
         logits_ptr, targets_ptr, parts_ptr, log_z_ptr, n_tokens, vocab_size, z_loss, factor, BLOCK: tl.constexpr
     ):
         """Of one token: objective, loss and log Z, each times the factor, and log Z itself."""
@@ -114,7 +114,9 @@ if triton is not None:
         tl.store(logits_ptr + at, gradient.to(x.dtype), mask=inside)
 
     @triton.jit
-    def _gradients(logits_ptr, targets_ptr, log_z_ptr, gradient_ptr, vocab_size, z_loss, factor, BLOCK: tl.constexpr):
+    def _loss_backward(
+        logits_ptr, targets_ptr, log_z_ptr, gradient_ptr, vocab_size, z_loss, factor, BLOCK: tl.constexpr
+    ):
         """Of one token: (1 + 2·z·log Z)·softmax, less 1 at the target, in place of its logits."""
         token = tl.program_id(0).to(tl.int64)
         logits_ptr += token * vocab_size

@@ -77,7 +77,7 @@ def _join_norm(
     x, f = x.contiguous(), f.contiguous()
     out: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = _outputs(x, f, gain, centred, eps, measured)
     n_tokens, width, n_tiles, tile = _tiles(x, _THERE)
-    _forward[(n_tiles,)](
+    _norm_forward[(n_tiles,)](
         x, f, gain.contiguous(), *out, n_tokens, width, eps, CENTRED=centred, MEASURED=measured, **tile
     )
     return out
@@ -115,11 +115,11 @@ def _join_norm_backward(
     n_tokens, width, n_tiles, tile = _tiles(sum, _BACK)
     n_programs = min(n_tiles, _PROGRAMS * multiprocessors(sum.device))
     parts_PxD = gain.new_empty(n_programs, width, dtype=torch.float32)
-    _backward[(n_programs,)](
+    _norm_backward[(n_programs,)](
         sum, gain.contiguous(), mean, scale, sum_gradient, normed_gradient, of_x, of_f, parts_PxD, n_tokens, width,
         CENTRED=mean.numel() > 0, TWO_TYPES=of_f.numel() > 0, **tile,
     )  # fmt: skip
-    _add_up[(triton.cdiv(width, 32),)](parts_PxD, of_gain, n_programs, width, ROWS=128, COLUMNS=32, num_warps=4)
+    _norm_gain[(triton.cdiv(width, 32),)](parts_PxD, of_gain, n_programs, width, ROWS=128, COLUMNS=32, num_warps=4)
     return of_x, of_f, of_gain
 
 
@@ -148,7 +148,7 @@ _join_norm.register_autograd(_go_back, setup_context=_keep)
 if triton is not None:
 
     @triton.jit(do_not_specialize=["n_tokens"])
-    def _forward(
+    def _norm_forward(
         x_ptr, f_ptr, gain_ptr, sum_ptr, normed_ptr, squares_ptr, mean_ptr, scale_ptr, n_tokens, width, eps,
         CENTRED: tl.constexpr, MEASURED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     ):  # fmt: skip
@@ -176,7 +176,7 @@ if triton is not None:
         tl.store(normed_ptr + at, normed.to(normed_ptr.dtype.element_ty), mask=inside)
 
     @triton.jit(do_not_specialize=["n_tokens"])
-    def _backward(
+    def _norm_backward(
         sum_ptr, gain_ptr, mean_ptr, scale_ptr, sum_gradient_ptr, normed_gradient_ptr, of_x_ptr, of_f_ptr, parts_ptr,
         n_tokens, width, CENTRED: tl.constexpr, TWO_TYPES: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     ):  # fmt: skip
@@ -209,7 +209,7 @@ if triton is not None:
         tl.store(parts_ptr + tl.program_id(0) * width + column, tl.sum(of_gain, 0), mask=is_column)
 
     @triton.jit(do_not_specialize=["n_parts"])
-    def _add_up(parts_ptr, out_ptr, n_parts, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    def _norm_gain(parts_ptr, out_ptr, n_parts, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
         """Sums of some columns over all parts."""
         column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
         is_column = column < width

@@ -32,7 +32,7 @@ def site_moments(layers: Sequence[Layer]) -> tuple[Tensor, Tensor]:
         nothing = [first[..., :0]] * (3 - len(qkv))
         parts = [part.contiguous() for part in (*qkv, *nothing, *(part for (part,) in others))]
         widths = [part.shape[-1] for part in parts]
-        _moments[(shape[-1],)](
+        _token_moments[(shape[-1],)](
             *parts, parts_2xSxC, n_tokens, parts_2xSxC.stride(0), *widths,
             TOKENS=_TOKENS, **{f"PADDED{i}": triton.next_power_of_2(max(1, width)) for i, width in enumerate(widths)},
         )  # fmt: skip
@@ -64,7 +64,7 @@ if triton is not None:
         tl.store(out_ptr + stride, largest)
 
     @triton.jit(do_not_specialize=["n_tokens", "stride", "width0", "width1", "width2", "width3", "width4", "width5"])
-    def _moments(
+    def _token_moments(
         q_ptr, k_ptr, v_ptr, proj_ptr, fc1_ptr, fc2_ptr, out_ptr, n_tokens, stride,
         width0, width1, width2, width3, width4, width5, TOKENS: tl.constexpr, PADDED0: tl.constexpr,
         PADDED1: tl.constexpr, PADDED2: tl.constexpr, PADDED3: tl.constexpr, PADDED4: tl.constexpr,

@@ -88,7 +88,7 @@ class FusedAdamW:
         return self._squared.sum()
 
     def _launch_squares(self, table: Tensor, n_rows: int) -> None:
-        _squares[(len(self._squared),)](
+        _adamw_squares[(len(self._squared),)](
             table, self._squared, n_rows, HALF=self._has_half, BLOCK=_READ_BLOCK, COLUMNS=_COLUMNS, num_warps=4
         )
 
@@ -186,7 +186,7 @@ if triton is not None:
         return moved + change * change, length + old * old
 
     @triton.jit(do_not_specialize=["n_rows"])
-    def _squares(table_ptr, partial_ptr, n_rows, HALF: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr):
+    def _adamw_squares(table_ptr, partial_ptr, n_rows, HALF: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr):
         """Sum of squares of a program's chunks of gradients."""
         gradient_type: tl.constexpr = tl.bfloat16 if HALF else tl.float32
         total = tl.zeros([BLOCK], tl.float32)

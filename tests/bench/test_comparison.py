@@ -13,8 +13,9 @@ from rich.table import Table
 
 from lrsweep.bench.comparison import compare, installed_peers
 from lrsweep.bench.job import Timing
+from lrsweep.bench.kernels import GROUPS, OTHER
 from lrsweep.bench.rounds import Ratio
-from lrsweep.bench.table import peers_note, peers_table, ratio_table, speed_table
+from lrsweep.bench.table import kernel_table, peers_note, peers_table, ratio_table, speed_table
 
 OURS = Timing(
     system="lrsweep",
@@ -37,9 +38,10 @@ OURS = Timing(
         "all/bare": Ratio(median=1.111, low=1.1, high=1.12),
         "eager/captured": Ratio(median=1.1, low=1.09, high=1.11),
     },
+    kernel_ms=dict.fromkeys(GROUPS, 5.0) | {OTHER: 45.0},
 )
-PEER = replace(OURS, step_ms={"bare": 125.0}, first_step_s=40.0, next_trial_s=None, ratios={})
-CPU = replace(OURS, device="cpu, 1 thread", mfu=None, allocated_gib=None, reserved_gib=None)
+PEER = replace(OURS, step_ms={"bare": 125.0}, first_step_s=40.0, next_trial_s=None, ratios={}, kernel_ms={})
+CPU = replace(OURS, device="cpu, 1 thread", mfu=None, allocated_gib=None, reserved_gib=None, kernel_ms={})
 
 
 def shown(table: Table) -> list[list[str]]:
@@ -97,6 +99,14 @@ def test_ratio_and_peers_tables() -> None:
     ]
     rows = shown(peers_table(compare(OURS, [replace(PEER, system="litgpt")], OURS)))
     assert [row[:3] for row in rows[1:3]] == [["lrsweep 1", "780m", "100.00 ms"], ["litgpt 1", "780m", "125.00 ms"]]
+
+
+def test_kernel_table_holds_parts_of_the_whole() -> None:
+    """11 groups of 5 ms and 45 ms of others; one that a row lacks is left empty, one that all lack is left out."""
+    head, *rows = shown(kernel_table([OURS, replace(OURS, kernel_ms={"products": 3.0, "loss": 1.0})]))
+    assert head == ["scheme", "size", *GROUPS, OTHER]
+    assert rows == [["preln", "780m", *["5.0%"] * 11, "45.0%"], ["preln", "780m", "75.0%", "25.0%"]]
+    assert shown(kernel_table([replace(OURS, kernel_ms={"products": 3.0})]))[0] == ["scheme", "size", "products"]
 
 
 def test_a_peer_that_is_not_installed_has_a_line_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:

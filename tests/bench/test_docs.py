@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lrsweep.bench.table import ratio_table, speed_table
+from lrsweep.bench.table import kernel_table, ratio_table, speed_table
 from tests.bench.test_comparison import OURS
 from tests.commands import lrsweep
 
@@ -28,7 +28,8 @@ def test_command_runs(line: str, tmp_path: Path) -> None:
 
 def test_every_column_is_explained() -> None:
     named = re.findall(r"^\| `(.+?)` \|", PAGE, flags=re.M)
-    columns = [str(column.header) for table in (speed_table([OURS]), ratio_table([OURS])) for column in table.columns]
+    tables = speed_table([OURS]), ratio_table([OURS]), kernel_table([OURS])
+    columns = [str(column.header) for table in tables for column in table.columns]
     assert named == [name for name in columns if name not in ("scheme", "size")]
 
 
