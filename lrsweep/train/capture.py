@@ -54,6 +54,7 @@ class Graphs:
             after: called after each level that was captured.
         """
         levels = sorted(probes | {probe for probe, _ in self._graphs})
+        torch.cuda.synchronize()  # One of them may be running.
         # A graph keeps the memory of its activations: with those of an older one there might be too little for a step.
         self._graphs.clear()
         torch.cuda.empty_cache()

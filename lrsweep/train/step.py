@@ -11,8 +11,9 @@ P columns of the moments, H heads.
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,9 +32,12 @@ from lrsweep.train.compilation import LossSums, OwnKernels, compile_model, wake_
 from lrsweep.train.halves import Halves, give_halves, refresh
 from lrsweep.train.optimizers import OPTIMIZERS, Optimizer, groups_of, keeps_halves
 from lrsweep.train.ranks import Ranks
+from lrsweep.train.staging import Staging
 
 SCALARS = ("loss", "grad_norm", "update_norm", "log_z", "skipped")
 """Per-step statistics: training loss (nats), gradient norm before the clip, ‖Δθ‖/‖θ‖, mean log Z, 1 if guarded."""
+_SHORT_S = 1.0
+"""Seconds of an interval up to which the host's part of it shows, and one trained in vain does not."""
 _EVAL_LOGITS = 2**27
 """Output logits that an evaluation holds at a time, in fp32 and several times over: nothing is fused there."""
 
@@ -122,9 +126,13 @@ class Engine:
             """Of the three, the one to minimize."""
             shapes = (n_layers, n_columns), (n_layers, n_columns), (n_layers, key.shape.n_heads)
             self._moments = Moments(*(torch.zeros(shape) for shape in shapes))
+            own = self._windows_RMxBxT, self._lrs_R, self._scalars_RxS, self._moments_2xRxNxP
             self._orders_RMx2xM: Tensor | None = None
             if gpu_embedding.serves(self.model.embedding):
                 self._orders_RMx2xM = torch.zeros(interval * self._micros, 2, micro * seq, dtype=torch.int32)
+        self._staging = [Staging(*own) for _ in range(2)]
+        """One is filled while the device is at the other."""
+        self._interval_s = math.inf
         self._parameters: list[Tensor] = list(self.model.parameters())
         groups = groups_of(self.model, train, key.weight_decay)
         # Whoever moves weights after the optimizer has moved them makes its own account of the update void.
@@ -237,21 +245,22 @@ class Engine:
             # The products of queries and keys keep the tensor cores busy, the update only the memory.
             with self._beside():
                 moments = self.model.moments(seen, probe, sites)
+                if self._micros > 1 and moments is not None:
+                    moments = self._add_up(moments)
             if self._micros > 1:
-                self._wait_beside()
-                sums, moments = self._add_up(sums, moments)
+                self._sums += sums
+                sums = self._sums
             if last:
                 self._update(sums, moments, probe)
+            else:
+                self._wait_beside()
 
-    def _add_up(self, sums: Tensor, moments: Moments | None) -> tuple[Tensor, Moments | None]:
+    def _add_up(self, moments: Moments) -> Moments:
         """With those of the step's micro-batches before; in place."""
-        self._sums += sums
-        if moments is None:
-            return self._sums, None
         torch.add(self._moments.sums_NxP, moments.sums_NxP, out=self._moments.sums_NxP)
         for mine, new in zip(self._moments[1:], moments[1:], strict=True):
             torch.maximum(mine, new, out=mine)
-        return self._sums, self._moments
+        return self._moments
 
     def _update(self, sums: Tensor, moments: Moments | None, probe: ProbeLevel) -> None:
         if self._ranks is not None:
@@ -330,6 +339,14 @@ class Engine:
         self._position.zero_()
         self._window.zero_()
 
+    @property
+    def lookahead(self) -> int:
+        """Intervals worth starting before one is read, so that a GPU does not wait for the host: one if they are short.
+
+        A trial that turns out to have ended has trained the next in vain. Ranks would have to agree.
+        """
+        return int(self._ranks is None and self._interval_s < _SHORT_S)
+
     def run(self, batches_RxBxT: NDArray[np.integer], lrs: Sequence[float], probes: Sequence[ProbeLevel]) -> Interval:
         """Train ``len(lrs)`` steps, at most ``report_every``, and fetch their statistics in one copy.
 
@@ -338,17 +355,32 @@ class Engine:
             lrs: learning rate of each step.
             probes: what to measure at each step.
         """
-        n = len(lrs)
+        return self.start(batches_RxBxT, lrs, probes)()
+
+    def start(
+        self, batches_RxBxT: NDArray[np.integer], lrs: Sequence[float], probes: Sequence[ProbeLevel]
+    ) -> Callable[[], Interval]:
+        """As :meth:`run`, but a GPU may still be at it: what is returned waits, and is to be called before the
+        second ``start`` after this one.
+        """
+        n, host = len(lrs), self._staging[0]
         assert n == len(probes) == len(batches_RxBxT)
+        self._staging.reverse()
+        host.seconds()  # It may have been left unread.
         if self._ranks is not None:
             batches_RxBxT = batches_RxBxT[:, self._ranks.share(batches_RxBxT.shape[1])]
         windows = torch.from_numpy(batches_RxBxT.astype(np.int32)).view(n * self._micros, -1, batches_RxBxT.shape[-1])
-        self._windows_RMxBxT[: len(windows)].copy_(windows)
+        for mine, given, on_device in (
+            (host.windows_RMxBxT, windows, self._windows_RMxBxT),
+            (host.lrs_R, torch.tensor(lrs), self._lrs_R),
+        ):
+            mine[: len(given)].copy_(given)
+            on_device[: len(given)].copy_(mine[: len(given)], non_blocking=True)
         if self._orders_RMx2xM is not None:
             tokens_RMxM = self._windows_RMxBxT[: len(windows), :, :-1].flatten(1)
             self._orders_RMx2xM[: len(windows)].copy_(gpu_embedding.in_order(tokens_RMxM))
-        self._lrs_R[:n].copy_(torch.tensor(lrs))
         self._capture_missing(probes)
+        host.mark(0)
         self._moments_2xRxNxP.fill_(torch.nan)
         self._rewind()
         for probe in probes:
@@ -358,10 +390,18 @@ class Engine:
                     self._graphs.replay(probe, last)
                 else:
                     self._step(probe, last)
-        # Roots and quotients are taken on the host, where they cost the step no kernels.
-        sums, maxima = self._moments_2xRxNxP[:, :n].cpu()
-        layers = self.model.statistics(sums, maxima, self.key.train.batch_size, self.key.shape.seq_len)
-        return Interval(self._scalars_RxS[:n].cpu().numpy().copy(), layers.numpy())
+        host.scalars_RxS.copy_(self._scalars_RxS, non_blocking=True)
+        host.moments_2xRxNxP.copy_(self._moments_2xRxNxP, non_blocking=True)
+        host.mark(1)
+
+        def read() -> Interval:
+            self._interval_s = host.seconds()
+            # Roots and quotients are taken on the host, where they cost the step no kernels.
+            sums, maxima = host.moments_2xRxNxP[:, :n]
+            layers = self.model.statistics(sums, maxima, self.key.train.batch_size, self.key.shape.seq_len)
+            return Interval(host.scalars_RxS[:n].numpy().copy(), layers.numpy())
+
+        return read
 
     @torch.no_grad()
     def evaluate(self, windows_WxT: NDArray[np.integer]) -> float:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -18,10 +20,14 @@ from lrsweep.store import ResultStore, TrialRow
 from lrsweep.train.ranks import Ranks
 from lrsweep.train.recorder import Recorder, lowest_smoothed
 from lrsweep.train.schedule import learning_rate
-from lrsweep.train.step import Engine, EngineKey
+from lrsweep.train.step import Engine, EngineKey, Interval
 
 CPU_THREADS = 1
 """Threads of a trial on a CPU: losses depend on it bitwise, so it is the same wherever a trial runs."""
+
+
+_Started = tuple[range, list[float], list[ProbeLevel], Callable[[], Interval]]
+"""Steps of an interval, their learning rates, what is measured at each, and what waits for its statistics."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,13 +90,19 @@ def run_trial(
     recorder = Recorder(engine.stat_names, tokens_per_step=train.batch_size * shape.seq_len)
     loss_init = engine.evaluate(heldout_WxT)
 
-    verdict = detector.verdict
-    for first in range(0, train.steps, train.report_every):
+    def start(first: int) -> _Started:
         steps = range(first + 1, min(first + train.report_every, train.steps) + 1)
         lrs = [learning_rate(step, spec.lr, train) for step in steps]
         probes = [ProbeLevel.ALL if (step - 1) % train.probe_every == 0 else ProbeLevel.NORMS for step in steps]
         batches = corpus.train_tokens[offsets_NxB[first : first + len(steps), :, None] + reach_T]
-        interval = engine.run(batches, lrs, probes)
+        return steps, lrs, probes, engine.start(batches, lrs, probes)
+
+    verdict = detector.verdict
+    ahead, running = iter(range(0, train.steps, train.report_every)), deque[_Started]()
+    while True:
+        running.extend(start(first) for first in islice(ahead, 1 + engine.lookahead - len(running)))
+        steps, lrs, probes, read = running.popleft()
+        interval = read()
         recorder.add(steps, lrs, probes, interval)
         losses = interval.scalars_RxS[:, 0].tolist()
         for step, loss, grad_norm in zip(steps, losses, interval.scalars_RxS[:, 1].tolist(), strict=True):

@@ -8,6 +8,7 @@ import weakref
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from lrsweep.config import SweepConfig
@@ -69,6 +70,25 @@ def test_a_compiled_engine_is_gone_before_the_next_is_built(
     finally:
         gc.enable()
     assert left == [0, 0]
+
+
+def test_looking_ahead_changes_nothing_that_is_recorded(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, an interval ahead: bitwise the same files, also of a trial that ends early and of the one after."""
+    wild, calm = (replace(plan.specs[0], lr=lr, train=replace(plan.specs[0].train, steps=90)) for lr in (30.0, 1e-3))
+    stores = [ResultStore(tmp_path / name) for name in ("a", "b")]
+    for lookahead, store in enumerate(stores):
+        monkeypatch.setattr(Engine, "lookahead", lookahead)
+        runner = TrialRunner(plan.corpora, store)
+        rows = [list(runner.run(spec))[-1].row for spec in (wild, calm)]
+        assert [row is not None and row.steps < 90 for row in rows] == [True, False]
+    for spec in (wild, calm):
+        found, expected = (replace(store.rows()[spec.trial], wall_s=0.0) for store in stores)
+        assert repr(found) == repr(expected)  # NaN is not equal to itself.
+        for kind in ("steps", "layers"):
+            files = (pd.read_parquet(store.root / kind / f"{spec.trial}.parquet") for store in stores)
+            pd.testing.assert_frame_equal(*files)
 
 
 def test_progress_is_reported_once_an_interval(plan: Plan) -> None:

@@ -297,6 +297,24 @@ def test_an_interval_is_a_copy_that_later_steps_leave_alone() -> None:
     np.testing.assert_array_equal(interval.layers_RxNxS, kept[1])
 
 
+def test_an_interval_may_be_started_before_the_last_one_is_read() -> None:
+    """Of three, each read once the next has been started, or never: nothing is mixed up."""
+    data, lrs, probes = batches(9), warmup_and_fall(9), [ProbeLevel.ALL] * 3
+    plain, ahead = engine_of(), engine_of()
+    parts = [(data[i : i + 3], lrs[i : i + 3], probes) for i in (0, 3, 6)]
+    expected = [plain.run(*part) for part in parts]
+    first, second = (ahead.start(*part) for part in parts[:2])
+    found = [first(), second()]
+    ahead.start(*parts[2])
+    ahead.reset(0)
+    again = ahead.start(*parts[0])
+    found.append(again())
+    for ours, theirs in zip(found, [*expected[:2], expected[0]], strict=True):
+        np.testing.assert_array_equal(ours.scalars_RxS, theirs.scalars_RxS)
+        np.testing.assert_array_equal(ours.layers_RxNxS, theirs.layers_RxNxS)
+    assert ahead.lookahead == 0, "a CPU has nothing to wait for"
+
+
 @pytest.mark.parametrize(("name", "body"), CASES)
 def test_probes_change_no_bit_of_a_run_and_fill_what_they_measure(name: str, body: str) -> None:
     """Five steps a level; layers hold what the model says of the weights before the step, NaN where not measured."""
