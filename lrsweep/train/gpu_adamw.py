@@ -51,46 +51,43 @@ class FusedAdamW:
     """The update of a fixed list of slots.
 
     Args:
-        slots: what to update; all with a bf16 copy, or none.
+        slots: what to update.
         decays: weight decay of each group.
         betas: decay of the first and of the second moment.
         eps: ε.
         steps: number of finite steps, this one included, a scalar on the device.
+
+    Slots with a bf16 copy go by one launch, those without by another, whose sums stand side by side.
     """
 
     def __init__(
         self, slots: Sequence[Slot], decays: Sequence[float], betas: tuple[float, float], eps: float, steps: Tensor
     ) -> None:
-        self._slots, self._betas, self._eps, self._steps = list(slots), betas, eps, steps
-        self._device, self._has_half = steps.device, self._slots[0].half is not None
-        assert all((slot.half is not None) == self._has_half for slot in self._slots)
-        self._decays = torch.tensor(decays, dtype=torch.float32, device=self._device)
-        total = sum(slot.weight.numel() for slot in self._slots)
-        side_by_side = multiprocessors(self._device)
-        rounds = _ROUNDS * _PROGRAMS * side_by_side
-        self._chunk = min(65536, max(_READ_BLOCK, triton.next_power_of_2(total // rounds)))
-        self._tables: dict[tuple[int, ...], Tensor] = {}
-        self._spare: Tensor | None = None
-        self._captured: list[tuple[tuple[int, ...], Tensor]] = []
-        self._n_rows = len(self._rows([0] * len(self._slots)))
-        self._squared = torch.zeros(_READERS * side_by_side, device=self._device)
-        self._moved = torch.zeros(2, _PROGRAMS * side_by_side, device=self._device)
+        kinds = [[slot for slot in slots if (slot.half is None) == whole] for whole in (True, False)]
+        kinds = [kind for kind in kinds if kind]
+        programs = multiprocessors(steps.device)
+        self._squared_KxP = torch.zeros(len(kinds), _READERS * programs, device=steps.device)
+        self._moved_Kx2xP = torch.zeros(len(kinds), 2, _PROGRAMS * programs, device=steps.device)
+        self._kinds = [
+            _Alike(kind, decays, betas, eps, steps, squared, moved)
+            for kind, squared, moved in zip(kinds, self._squared_KxP, self._moved_Kx2xP, strict=True)
+        ]
 
     def warm_up(self) -> None:
         """Compile the kernels, by launching them on nothing."""
-        table, zero = torch.zeros(1, dtype=torch.int64, device=self._device), torch.zeros((), device=self._device)
-        self._launch_squares(table, n_rows=0)
-        self._launch_step(table, torch.zeros_like(self._decays), zero > 0, zero, n_rows=0)
+        for kind in self._kinds:
+            kind.warm_up()
+
+    def settle(self) -> None:
+        """Fill the tables that captured steps read: while one is captured, nothing can be copied to the device."""
+        for kind in self._kinds:
+            kind.settle()
 
     def gradient_squares(self) -> Tensor:
         """Sum of squares of all gradients."""
-        self._launch_squares(self._table(self._gradients()), self._n_rows)
-        return self._squared.sum()
-
-    def _launch_squares(self, table: Tensor, n_rows: int) -> None:
-        _adamw_squares[(len(self._squared),)](
-            table, self._squared, n_rows, HALF=self._has_half, BLOCK=_READ_BLOCK, COLUMNS=_COLUMNS, num_warps=4
-        )
+        for kind in self._kinds:
+            kind.gradient_squares()
+        return self._squared_KxP.sum()
 
     def step(self, rates: Tensor, finite: Tensor, divisor: Tensor) -> Tensor:
         """Update in place from the weights' gradients divided by ``divisor``; nothing at all unless ``finite``.
@@ -103,8 +100,51 @@ class FusedAdamW:
         Returns:
             ‖Δθ‖² and ‖θ‖² before the update.
         """
+        for kind in self._kinds:
+            kind.step(rates, finite, divisor)
+        return self._moved_Kx2xP.sum(dim=(0, 2))
+
+
+class _Alike:
+    """The update of slots that all have a bf16 copy, or none; its programs write their sums where they are told."""
+
+    def __init__(
+        self,
+        slots: Sequence[Slot],
+        decays: Sequence[float],
+        betas: tuple[float, float],
+        eps: float,
+        steps: Tensor,
+        squared_P: Tensor,
+        moved_2xP: Tensor,
+    ) -> None:
+        self._slots, self._betas, self._eps, self._steps = list(slots), betas, eps, steps
+        self._squared, self._moved = squared_P, moved_2xP
+        self._device, self._has_half = steps.device, self._slots[0].half is not None
+        self._decays = torch.tensor(decays, dtype=torch.float32, device=self._device)
+        total = sum(slot.weight.numel() for slot in self._slots)
+        rounds = _ROUNDS * moved_2xP.shape[1]
+        self._chunk = min(65536, max(_READ_BLOCK, triton.next_power_of_2(total // rounds)))
+        self._tables: dict[tuple[int, ...], Tensor] = {}
+        self._spare: Tensor | None = None
+        self._captured: list[tuple[tuple[int, ...], Tensor]] = []
+        self._n_rows = len(self._rows([0] * len(self._slots)))
+
+    def warm_up(self) -> None:
+        table, zero = torch.zeros(1, dtype=torch.int64, device=self._device), torch.zeros((), device=self._device)
+        self._launch_squares(table, n_rows=0)
+        self._launch_step(table, torch.zeros_like(self._decays), zero > 0, zero, n_rows=0)
+
+    def gradient_squares(self) -> None:
+        self._launch_squares(self._table(self._gradients()), self._n_rows)
+
+    def _launch_squares(self, table: Tensor, n_rows: int) -> None:
+        _adamw_squares[(len(self._squared),)](
+            table, self._squared, n_rows, HALF=self._has_half, BLOCK=_READ_BLOCK, COLUMNS=_COLUMNS, num_warps=4
+        )
+
+    def step(self, rates: Tensor, finite: Tensor, divisor: Tensor) -> None:
         self._launch_step(self._table(self._gradients()), rates, finite, divisor, self._n_rows)
-        return self._moved.sum(dim=1)
 
     def _launch_step(self, table: Tensor, rates: Tensor, finite: Tensor, divisor: Tensor, n_rows: int) -> None:
         beta1, beta2 = self._betas
@@ -124,7 +164,6 @@ class FusedAdamW:
         return gradients
 
     def settle(self) -> None:
-        """Fill the tables that captured steps read: while one is captured, nothing can be copied to the device."""
         for addresses, table in self._captured:
             table.copy_(torch.from_numpy(self._rows(addresses)))
         if self._spare is None and self._captured:

@@ -143,28 +143,22 @@ class _GPUAdamW:
             for p in g.params
         ]
         decays, betas = [g.weight_decay for g in groups], (train.beta1, train.beta2)
-        kinds = [[s for s in self._slots if (s.half is None) == whole] for whole in (True, False)]
-        self._kernels = [gpu_adamw.FusedAdamW(k, decays, betas, train.eps, self._steps) for k in kinds if k]
+        self._fused = gpu_adamw.FusedAdamW(self._slots, decays, betas, train.eps, self._steps)
 
     @torch.no_grad()
     def gradient_norm(self) -> Tensor:
-        squares = [kernel.gradient_squares() for kernel in self._kernels]
-        return sum(squares[1:], start=squares[0]).sqrt()
+        return self._fused.gradient_squares().sqrt()
 
     @torch.no_grad()
     def step(self, finite: Tensor, divisor: Tensor) -> Tensor:
         self._steps += finite
-        rates = self._lr * self._factors
-        squares = [kernel.step(rates, finite, divisor) for kernel in self._kernels]
-        return sum(squares[1:], start=squares[0])
+        return self._fused.step(self._lr * self._factors, finite, divisor)
 
     def warm_up(self) -> None:
-        for kernel in self._kernels:
-            kernel.warm_up()
+        self._fused.warm_up()
 
     def settle(self) -> None:
-        for kernel in self._kernels:
-            kernel.settle()
+        self._fused.settle()
 
     def states(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         for slot in self._slots:
