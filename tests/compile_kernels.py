@@ -16,7 +16,7 @@ from lrsweep.model import gpu_activation, gpu_embedding, gpu_heads, gpu_loss, gp
 from lrsweep.probes import gpu_logits, gpu_tokens
 from lrsweep.train import gpu_adamw
 
-Constants = Mapping[str, int | bool]
+Constants = Mapping[str, int | bool | None]
 LOGITS = {"HARDWARE_TANH": True, "ROWS": 64, "COLUMNS": 64}
 """Of every variant of that kernel."""
 NORM_TYPES = {
@@ -27,6 +27,7 @@ NORM_TYPES = {
     "eps": "fp32",
 }
 """Where a stream in fp32 is joined by what autocast has made."""
+NO_NORM = {"NORMED": False, "CENTRED": False, "q_gain_ptr": None, "k_gain_ptr": None}
 HEAD_TENSORS = "qkv_ptr", "q_ptr", "k_ptr", "of_q_ptr", "of_k_ptr", "of_v_ptr", "of_qkv_ptr"
 KERNELS: list[tuple[object, dict[str, str], Constants]] = [
     *(
@@ -80,12 +81,26 @@ KERNELS: list[tuple[object, dict[str, str], Constants]] = [
         )
     ),
     *(
-        (kernel, dict.fromkeys(HEAD_TENSORS, "*bf16"), constants)
+        (kernel, dict.fromkeys(HEAD_TENSORS, "*bf16") | {"eps": "fp32"}, {**tile, **NO_NORM, **constants})
         for tile in ({"ROWS": 1, "HEADS": 16, "HALF": 64}, {"ROWS": 8, "HEADS": 4, "HALF": 32})
         for kernel, constants in (
-            (gpu_heads._rotation_forward, {**tile, "MEASURED": False}),
-            (gpu_heads._rotation_forward, {**tile, "MEASURED": True}),
-            (gpu_heads._rotation_backward, tile),
+            (gpu_heads._rotation_forward, {"MEASURED": False}),
+            (gpu_heads._rotation_forward, {"MEASURED": True}),
+            (gpu_heads._rotation_backward, {"qkv_ptr": None, "parts_ptr": None}),
+        )
+    ),
+    *(
+        (
+            kernel,
+            dict.fromkeys(HEAD_TENSORS, "*bf16") | {"eps": "fp32"},
+            {**tile, "NORMED": True, "CENTRED": centred, **constants},
+        )
+        for tile in ({"ROWS": 1, "HEADS": 16, "HALF": 64}, {"ROWS": 8, "HEADS": 4, "HALF": 32})
+        for centred in (False, True)
+        for kernel, constants in (
+            (gpu_heads._rotation_forward, {"MEASURED": False}),
+            (gpu_heads._rotation_forward, {"MEASURED": True}),
+            (gpu_heads._rotation_backward, {}),
         )
     ),
     (gpu_norm._norm_gain, {}, {"ROWS": 128, "COLUMNS": 32}),

@@ -17,7 +17,19 @@ from lrsweep.config import Body, ModelShape
 from lrsweep.model import capped, gpu_heads
 from lrsweep.model.geometry import factors
 from lrsweep.model.linear import LINEARS
-from lrsweep.model.norms import DynamicTanh, FullWidth, Gain, Norm, Unit, in_turn, norm_of, scale
+from lrsweep.model.norms import (
+    EPS,
+    DynamicTanh,
+    FullWidth,
+    Gain,
+    LayerNorm,
+    Norm,
+    RMSNorm,
+    Unit,
+    in_turn,
+    norm_of,
+    scale,
+)
 from lrsweep.probes import at_least_fp32, products, token_squares
 from lrsweep.schemes import NormScope, QKNorm, Scheme
 
@@ -171,8 +183,8 @@ class Attention(nn.Module):
         self.heads = shape.n_heads
         self.qkv = linear(shape.d_model, 3 * shape.d_model)
         self.q_norm, self.k_norm = norm(scheme.qk_norm), norm(scheme.qk_norm)
-        self.plain: bool = isinstance(self.q_norm, nn.Identity)
-        """Whether queries and keys are rotated as QKV gives them."""
+        self.by_kernel: bool = isinstance(self.q_norm, nn.Identity | LayerNorm | RMSNorm)
+        """Whether a GPU has one kernel for what stands between QKV and RoPE: no norm, or one over each head."""
         self.v_norm = in_turn(norm(scheme.v_norm), scale(constant.v))
         self.unit: nn.Module = Unit() if scheme.qk_norm in ("unit", "unit_gain") else nn.Identity()
         self.qk_gain: nn.Module = nn.Identity()
@@ -186,9 +198,13 @@ class Attention(nn.Module):
         """Output of Proj, and what there is to measure before it."""
         qkv_BxTx3D: Tensor = self.qkv(x_BxTxD)
         squares: tuple[Tensor, ...] = ()
-        if self.plain and gpu_heads.serves(qkv_BxTx3D):
+        normed = not isinstance(self.q_norm, nn.Identity)
+        if self.by_kernel and gpu_heads.serves(qkv_BxTx3D):
+            gains, centred = None, False
+            if isinstance(self.q_norm, LayerNorm | RMSNorm) and isinstance(self.k_norm, LayerNorm | RMSNorm):
+                gains, centred = (self.q_norm.gain, self.k_norm.gain), self.q_norm.centred
             turned_q, turned_k, v, of_token = gpu_heads.heads_of(
-                qkv_BxTx3D, cos, sin, heads=self.heads, measured=measured
+                qkv_BxTx3D, gains, cos, sin, heads=self.heads, centred=centred, eps=EPS, measured=measured
             )
             squares = (of_token,) if measured else ()
         else:
@@ -196,7 +212,7 @@ class Attention(nn.Module):
             turned_q, turned_k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
             if measured:
                 # A rotation keeps lengths, and what it gives is in registers where it has been computed.
-                parts = *((turned_q, turned_k) if self.plain else (q, k)), v.flatten(-2)
+                parts = *((q, k) if normed else (turned_q, turned_k)), v.flatten(-2)
                 squares = tuple(token_squares(part) for part in parts)
         q_BxHxTxK = self.qk_gain(self.unit(turned_q)).transpose(1, 2)
         k_BxHxTxK = self.qk_gain(self.unit(turned_k)).transpose(1, 2)
@@ -228,7 +244,7 @@ class Attention(nn.Module):
             return [gain.value.view(self.heads, -1)]
         if isinstance(self.unit, Unit):
             return []  # |logit| ≤ √d_h, and nothing sets a scale
-        if self.plain:
+        if isinstance(self.q_norm, nn.Identity):
             return list(self.qkv.weight.view(3, self.heads, -1)[:2])
         scales: list[Tensor] = []
         for slot in (self.q_norm, self.k_norm):

@@ -192,7 +192,7 @@ class Block(nn.Module):
             (self.mlp.plain, n_groups(hidden)),
             (self._fc2_joins and joins_by_kernel(self.attn_norm, self.mlp_residual), wide),
         )
-        of_qkv = [1] if self.attn.plain else [heads, heads, wide]
+        of_qkv = [1] if self.attn.by_kernel else [heads, heads, wide]
         return [of_qkv, *([1 if by_kernel else groups] for by_kernel, groups in by_kernels)]
 
     def take_late(

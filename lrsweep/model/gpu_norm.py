@@ -54,6 +54,12 @@ def warm_up(width: int, x_dtype: torch.dtype, f_dtype: torch.dtype, *, centred: 
     _join_norm_backward(sum, gain_D, mean, scale, sum, normed)
 
 
+def add_up(parts_PxD: Tensor, out_D: Tensor) -> None:
+    """Write the sums over P of what programs have of a gain's gradient."""
+    n_parts, width = parts_PxD.shape
+    _norm_gain[(triton.cdiv(width, 32),)](parts_PxD, out_D, n_parts, width, ROWS=128, COLUMNS=32, num_warps=4)
+
+
 def _tiles(x: Tensor, size: int) -> tuple[int, int, int, dict[str, int]]:
     """Tokens, width, tiles of about ``size``, and what a kernel must know of its tile: whole rows."""
     width = x.shape[-1]
@@ -119,7 +125,7 @@ def _join_norm_backward(
         sum, gain.contiguous(), mean, scale, sum_gradient, normed_gradient, of_x, of_f, parts_PxD, n_tokens, width,
         CENTRED=mean.numel() > 0, TWO_TYPES=of_f.numel() > 0, **tile,
     )  # fmt: skip
-    _norm_gain[(triton.cdiv(width, 32),)](parts_PxD, of_gain, n_programs, width, ROWS=128, COLUMNS=32, num_warps=4)
+    add_up(parts_PxD, of_gain)
     return of_x, of_f, of_gain
 
 
