@@ -62,6 +62,27 @@ def test_an_engine_goes_on_beside_a_second_of_its_scheme(name: str) -> None:
     np.testing.assert_array_equal(runs[2].scalars_RxS, runs[0].scalars_RxS)
 
 
+@on_gpu
+def test_intervals_started_ahead_are_the_same_intervals() -> None:
+    """Bitwise, the first of them captured while another is under way; and short ones are worth it."""
+    batches = np.random.default_rng(0).integers(0, VOCAB, (12, 16, SHAPE.seq_len + 1))
+    levels = [ProbeLevel.ALL] * 3, [ProbeLevel.NORMS] * 3, [ProbeLevel.ALL] * 3, [ProbeLevel.OFF] * 3
+    parts = [(batches[3 * i : 3 * i + 3], [1e-3 * (i + 1)] * 3, probes) for i, probes in enumerate(levels)]
+    plain, ahead = (Engine(key_of("qknorm", "gpt")) for _ in range(2))
+    for engine in (plain, ahead):
+        engine.reset(0)
+    expected = [plain.run(*part) for part in parts]
+    found, reads = [], [ahead.start(*parts[0])]
+    for part in parts[1:]:
+        reads.append(ahead.start(*part))
+        found.append(reads.pop(0)())
+    found.append(reads.pop()())
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours.scalars_RxS, theirs.scalars_RxS)
+        np.testing.assert_array_equal(ours.layers_RxNxS, theirs.layers_RxNxS)
+    assert ahead.lookahead == 1
+
+
 @pytest.mark.full
 @on_gpu
 @pytest.mark.parametrize(("name", "body"), [(name, ("gpt", "llama")[i % 2]) for i, name in enumerate(NAMES)])
