@@ -12,9 +12,9 @@
 ``unit``          rows of length 1 (nGPT, anGPT)
 ================  ==============================================================================================
 
-Gains are set by the ``start`` of their modules. Each matrix is drawn from a stream of its own, keyed by the seed and
-its name and made on the CPU: schemes share initial weights wherever names and shapes agree, on every device, and the
-inits differ in scale alone.
+Gains are set by the ``start`` of their modules. Each matrix is drawn from a stream of its own, a very large one from
+several, keyed by the seed and its name and made on the CPU: schemes share initial weights wherever names and shapes
+agree, on every device, and the inits differ in scale alone.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -114,10 +115,27 @@ def sites(name: str, shape: torch.Size, *, gated: bool, n_layers: int, d_model: 
         yield Site(kind=kind, n_in=n_in, n_out=n_out // len(kinds), layer=layer, n_layers=n_layers, d_model=d_model)
 
 
+_STREAM = 2**26
+"""Numbers of one random stream; a stream is drawn by one core, so the vocabulary of a large model takes several."""
+
+
 def draw(name: str, shape: torch.Size, seed: int, *, cut: float | None = None) -> Tensor:
     """Standard normal numbers, or those cut at ``cut`` σ, that depend on ``seed``, ``name`` and ``shape`` alone."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    if cut is None:
-        return torch.randn(shape, generator=generator)
-    return torch.nn.init.trunc_normal_(torch.empty(shape), a=-cut, b=cut, generator=generator)
+    values = torch.empty(shape)
+    parts = torch.split(values.view(-1), _STREAM)
+
+    def fill(i: int) -> None:
+        stream = f"{seed}/{name}" if i == 0 else f"{seed}/{name}/{i}"
+        digest = hashlib.sha256(stream.encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        if cut is None:
+            parts[i].normal_(generator=generator)
+        else:
+            torch.nn.init.trunc_normal_(parts[i], a=-cut, b=cut, generator=generator)
+
+    if len(parts) > 1:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(fill, range(len(parts))))
+    else:
+        fill(0)
+    return values

@@ -13,6 +13,7 @@ from lrsweep.config import ModelShape
 from lrsweep.model import GPT
 from lrsweep.model.block import SwigluMLP
 from lrsweep.model.gpt import init_weights
+from lrsweep.model.init import draw
 from lrsweep.model.residual import LayerScale
 from tests.model.reference import BODIES, EVERY_CASE, ROW_CASES, ROWS, SHAPE, SPHERES, build
 
@@ -99,6 +100,24 @@ def test_inits_that_differ_are_told_apart_by_these_errors() -> None:
     }
     for one, other in itertools.combinations(stds.values(), 2):
         assert max(abs(math.log(a / b)) for a, b in zip(one, other, strict=True)) > 0.2
+
+
+@pytest.mark.parametrize("cut", [None, 1.5])
+def test_a_large_matrix_is_drawn_from_several_streams(cut: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Standard normal all, the same again, and none another's; the first that of the whole, where none is cut off."""
+    shape = torch.Size((50, 80))
+    whole = draw("head.weight", shape, 7, cut=cut)
+    monkeypatch.setattr("lrsweep.model.init._STREAM", 1600)
+    found = draw("head.weight", shape, 7, cut=cut)
+    assert torch.equal(found, draw("head.weight", shape, 7, cut=cut))
+    parts = found.view(-1).split(1600)
+    assert [len(part) for part in parts] == [1600, 1600, 800]
+    assert cut is not None or torch.equal(parts[0], whole.view(-1)[:1600])
+    for one, other in itertools.combinations([part[:800] for part in (*parts, whole.view(-1)[1600:])], 2):
+        assert abs(torch.corrcoef(torch.stack([one, other]))[0, 1]) < 0.15
+    spread = 1.0 if cut is None else 0.743  # of N(0, 1) cut at 1.5 σ
+    assert [part.std().item() for part in parts] == pytest.approx([spread] * 3, rel=0.1)
+    assert cut is None or found.abs().max() <= cut
 
 
 @pytest.mark.parametrize("body", BODIES)
