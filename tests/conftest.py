@@ -16,6 +16,7 @@ if KERNEL_DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"  # Read when a kernel is defined, at its module's first import.
 KERNEL_HALF = torch.bfloat16 if KERNEL_DEVICE == "cuda" else torch.float16
 """Half precision of those tests: of bf16 the interpreter cuts off what a GPU rounds, and multiplies it as integers."""
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 
 

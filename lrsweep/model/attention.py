@@ -198,7 +198,6 @@ class Attention(nn.Module):
         """Output of Proj, and what there is to measure before it."""
         qkv_BxTx3D: Tensor = self.qkv(x_BxTxD)
         squares: tuple[Tensor, ...] = ()
-        normed = not isinstance(self.q_norm, nn.Identity)
         if self.by_kernel and gpu_heads.serves(qkv_BxTx3D):
             gains, centred = None, False
             if isinstance(self.q_norm, LayerNorm | RMSNorm) and isinstance(self.k_norm, LayerNorm | RMSNorm):
@@ -212,7 +211,7 @@ class Attention(nn.Module):
             turned_q, turned_k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
             if measured:
                 # A rotation keeps lengths, and what it gives is in registers where it has been computed.
-                parts = *((q, k) if normed else (turned_q, turned_k)), v.flatten(-2)
+                parts = *((turned_q, turned_k) if isinstance(self.q_norm, nn.Identity) else (q, k)), v.flatten(-2)
                 squares = tuple(token_squares(part) for part in parts)
         q_BxHxTxK = self.qk_gain(self.unit(turned_q)).transpose(1, 2)
         k_BxHxTxK = self.qk_gain(self.unit(turned_k)).transpose(1, 2)

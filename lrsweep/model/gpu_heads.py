@@ -67,9 +67,9 @@ def warm_up(heads: int, d_head: int, dtype: torch.dtype, device: torch.device, *
     qkv_1x1x3D = torch.zeros(1, 1, 3 * heads * d_head, dtype=dtype, device=device)
     table, gain = torch.zeros(1, 1, d_head // 2, device=device), torch.zeros(d_head, device=device) if normed else None
     for measured in (False, True):
-        q, k, _ = _rotate(qkv_1x1x3D, gain, gain, table, table, heads, centred, 1.0, measured)
+        q, k, _ = _rotate(qkv_1x1x3D, heads, measured, gain, gain, table, table, centred, 1.0)
     # Not through autograd: it has one thread for all that goes back.
-    _rotate_back(q, k, k, qkv_1x1x3D if normed else None, gain, gain, table, table, centred, 1.0)
+    _rotate_back(q, k, k, gain, gain, qkv_1x1x3D if normed else None, table, table, centred, 1.0)
 
 
 class _Heads(torch.autograd.Function):
@@ -88,8 +88,8 @@ class _Heads(torch.autograd.Function):
         eps: float,
         measured: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        q, k, squares = _rotate(qkv, q_gain, k_gain, cos, sin, heads, centred, eps, measured)
-        ctx.save_for_backward(None if q_gain is None else qkv, q_gain, k_gain, cos, sin)
+        q, k, squares = _rotate(qkv, heads, measured, q_gain, k_gain, cos, sin, centred, eps)
+        ctx.save_for_backward(q_gain, k_gain, None if q_gain is None else qkv, cos, sin)
         ctx.centred, ctx.eps = centred, eps
         ctx.mark_non_differentiable(squares)
         return q, k, qkv.unflatten(-1, (3, heads, -1)).select(-3, 2), squares
@@ -97,8 +97,7 @@ class _Heads(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, of_q: Tensor, of_k: Tensor, of_v: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         of_qkv, of_gains = _rotate_back(of_q, of_k, of_v, *ctx.saved_tensors, ctx.centred, ctx.eps)
-        normed = ctx.saved_tensors[1] is not None
-        of_q_gain, of_k_gain = of_gains.unbind() if normed else (None, None)
+        of_q_gain, of_k_gain = of_gains.unbind() if of_gains.numel() else (None, None)
         return of_qkv, of_q_gain, of_k_gain, None, None, None, None, None, None
 
 
@@ -115,22 +114,22 @@ def _tiles(q: Tensor) -> tuple[tuple[int, int, int, int], int, dict[str, int]]:
 @torch.library.custom_op(
     "lrsweep::rotate_heads",
     mutates_args=(),
-    schema="(Tensor qkv, Tensor? q_gain, Tensor? k_gain, Tensor cos, Tensor sin, int heads, bool centred, float eps,"
-    " bool measured) -> (Tensor, Tensor, Tensor)",
+    schema="(Tensor qkv, int heads, bool measured, Tensor? q_gain, Tensor? k_gain, Tensor cos, Tensor sin,"
+    " bool centred, float eps) -> (Tensor, Tensor, Tensor)",
 )
 def _rotate(
     qkv: Tensor,
+    heads: int,
+    measured: bool,
     q_gain: Tensor | None,
     k_gain: Tensor | None,
     cos: Tensor,
     sin: Tensor,
-    heads: int,
     centred: bool,
     eps: float,
-    measured: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     qkv = qkv.contiguous()
-    out: tuple[Tensor, Tensor, Tensor] = _outputs(qkv, q_gain, k_gain, cos, sin, heads, centred, eps, measured)
+    out: tuple[Tensor, Tensor, Tensor] = _outputs(qkv, heads, measured)
     sizes, n_tiles, tile = _tiles(out[0])
     _rotation_forward[(n_tiles,)](
         qkv, q_gain, k_gain, cos.contiguous(), sin.contiguous(), *out, *sizes, eps,
@@ -140,17 +139,7 @@ def _rotate(
 
 
 @_rotate.register_fake
-def _outputs(
-    qkv: Tensor,
-    q_gain: Tensor | None,
-    k_gain: Tensor | None,
-    cos: Tensor,
-    sin: Tensor,
-    heads: int,
-    centred: bool,
-    eps: float,
-    measured: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _outputs(qkv: Tensor, heads: int, measured: bool, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     *of_token, width = qkv.shape
     q, k = (qkv.new_empty((*of_token, heads, width // 3 // heads)) for _ in range(2))
     return q, k, qkv.new_empty((*of_token, 1) if measured else 0, dtype=torch.float32)
@@ -159,16 +148,16 @@ def _outputs(
 @torch.library.custom_op(
     "lrsweep::rotate_heads_backward",
     mutates_args=(),
-    schema="(Tensor of_q, Tensor of_k, Tensor of_v, Tensor? qkv, Tensor? q_gain, Tensor? k_gain, Tensor cos,"
+    schema="(Tensor of_q, Tensor of_k, Tensor of_v, Tensor? q_gain, Tensor? k_gain, Tensor? qkv, Tensor cos,"
     " Tensor sin, bool centred, float eps) -> (Tensor, Tensor)",
 )
 def _rotate_back(
     of_q: Tensor,
     of_k: Tensor,
     of_v: Tensor,
-    qkv: Tensor | None,
     q_gain: Tensor | None,
     k_gain: Tensor | None,
+    qkv: Tensor | None,
     cos: Tensor,
     sin: Tensor,
     centred: bool,
@@ -177,7 +166,7 @@ def _rotate_back(
     """Gradients of QKV's output, and of the gains (2, K) if there are some."""
     # Attention gives these in whatever order it computes them.
     gradients = [g if g.stride(-1) == 1 else g.contiguous() for g in (of_q, of_k, of_v)]
-    of_qkv, of_gains = _gradients_of(of_q, of_k, of_v, qkv, q_gain, k_gain, cos, sin, centred, eps)
+    of_qkv, of_gains = _gradients_of(of_q, of_k, of_v, q_gain)
     sizes, n_tiles, tile = _tiles(of_q)
     strides = [stride for g in gradients for stride in g.stride()[:3]]
     n_programs, parts_Px2K = n_tiles, None
@@ -195,18 +184,7 @@ def _rotate_back(
 
 
 @_rotate_back.register_fake
-def _gradients_of(
-    of_q: Tensor,
-    of_k: Tensor,
-    of_v: Tensor,
-    qkv: Tensor | None,
-    q_gain: Tensor | None,
-    k_gain: Tensor | None,
-    cos: Tensor,
-    sin: Tensor,
-    centred: bool,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
+def _gradients_of(of_q: Tensor, of_k: Tensor, of_v: Tensor, q_gain: Tensor | None, *_: Any) -> tuple[Tensor, Tensor]:
     batch, seq, heads, width = of_q.shape
     of_qkv = of_q.new_empty(batch, seq, 3 * heads * width)
     return of_qkv, of_q.new_empty(0) if q_gain is None else q_gain.new_empty(2, width)
@@ -316,10 +294,10 @@ if triton is not None:
                         of_a, of_b = _gains(q_gain_ptr if part == 0 else k_gain_ptr, channel, half)
                         a, b = a * of_a, b * of_b
                         along = ((tl.sum(a * unit_a, 2) + tl.sum(b * unit_b, 2)) / (2 * half))[:, :, None]
-                        mean = along * 0.0
                         if CENTRED:
                             mean = ((tl.sum(a, 2) + tl.sum(b, 2)) / (2 * half))[:, :, None]
-                        a, b = (a - unit_a * along - mean) * scale, (b - unit_b * along - mean) * scale
+                            a, b = a - mean, b - mean
+                        a, b = (a - unit_a * along) * scale, (b - unit_b * along) * scale
                 tl.store(of_qkv_ptr + at + part * width, a.to(of_qkv_ptr.dtype.element_ty), mask=inside)
                 tl.store(of_qkv_ptr + at + part * width + half, b.to(of_qkv_ptr.dtype.element_ty), mask=inside)
         if NORMED:

@@ -126,11 +126,11 @@ class Engine:
             """Of the three, the one to minimize."""
             shapes = (n_layers, n_columns), (n_layers, n_columns), (n_layers, key.shape.n_heads)
             self._moments = Moments(*(torch.zeros(shape) for shape in shapes))
-            own = self._windows_RMxBxT, self._lrs_R, self._scalars_RxS, self._moments_2xRxNxP
             self._orders_RMx2xM: Tensor | None = None
             if gpu_embedding.serves(self.model.embedding):
                 self._orders_RMx2xM = torch.zeros(interval * self._micros, 2, micro * seq, dtype=torch.int32)
-        self._staging = [Staging(*own) for _ in range(2)]
+        there = self._windows_RMxBxT, self._lrs_R, self._scalars_RxS, self._moments_2xRxNxP
+        self._staging = [Staging(*there) for _ in range(2)]
         """One is filled while the device is at the other."""
         self._interval_s = math.inf
         self._parameters: list[Tensor] = list(self.model.parameters())

@@ -8,10 +8,8 @@ import pytest
 import torch
 
 from lrsweep.bench.kernels import GROUPS, OTHER, group_of, kernel_ms
-from lrsweep.model import gpu_activation, gpu_embedding, gpu_heads, gpu_loss, gpu_norm
-from lrsweep.probes import gpu_logits, gpu_tokens
-from lrsweep.train import gpu_adamw
-from tests.conftest import needs_triton
+from tests.conftest import needs_triton, on_gpu
+from tests.kernel_modules import KERNEL_MODULES
 
 
 @pytest.mark.parametrize(
@@ -37,9 +35,8 @@ def test_a_kernel_is_found_by_its_name(name: str, group: str) -> None:
 @needs_triton
 def test_every_kernel_of_our_own_has_a_group_of_its_module() -> None:
     """No two modules share one."""
-    modules = gpu_activation, gpu_embedding, gpu_heads, gpu_loss, gpu_norm, gpu_logits, gpu_tokens, gpu_adamw
     found = {}
-    for module in modules:
+    for module in KERNEL_MODULES:
         # Those with a grid of their own; the others are parts of them.
         source = inspect.getsource(module)
         names = [name for name, value in vars(module).items() if hasattr(value, "arg_names") and f"{name}[" in source]
@@ -47,11 +44,11 @@ def test_every_kernel_of_our_own_has_a_group_of_its_module() -> None:
         groups = {group_of(name) for name in names}
         assert len(groups) == 1, (module, names)
         found[module] = groups.pop()
-    assert len(set(found.values())) == len(modules)
+    assert len(set(found.values())) == len(KERNEL_MODULES)
     assert set(found.values()) == set(GROUPS) - {"attention", "products", "compiled"}
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@on_gpu
 def test_milliseconds_are_a_steps() -> None:
     """Of twice as many products twice the time, and as much a step."""
     x = torch.randn(2048, 2048, device="cuda")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-import pytest
 import torch
 
 from lrsweep.integrations import StabilityMonitor
+from tests.conftest import on_gpu
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = on_gpu
 
 LONG = 2_000_000_000
 """Clock cycles: a second or so, during which the host can do all that it has to do."""

@@ -161,10 +161,10 @@ def test_torch_may_trace_it(norm: Norm, asked: bool) -> None:
     shape = (2, 3, 2, 16)
     qkv, tables = outputs_of_qkv(shape, KERNEL_HALF), tables_of(3, 16)
     gains = [gain.detach() for gain in gains_of(norm, 16) or ()] or [None, None]
-    torch.library.opcheck(gpu_heads._rotate, (qkv, *gains, *tables, 2, norm == "layer", EPS, asked))
+    torch.library.opcheck(gpu_heads._rotate, (qkv, 2, asked, *gains, *tables, norm == "layer", EPS))
     slopes = [s.to(KERNEL_DEVICE, KERNEL_HALF) for s in all_slopes(shape)]
     raw = None if norm is None else qkv
-    torch.library.opcheck(gpu_heads._rotate_back, (*slopes, raw, *gains, *tables, norm == "layer", EPS))
+    torch.library.opcheck(gpu_heads._rotate_back, (*slopes, *gains, raw, *tables, norm == "layer", EPS))
 
 
 @pytest.mark.parametrize("normed", [True, False])

@@ -8,9 +8,10 @@ from torch._dynamo.utils import counters
 
 from lrsweep.errors import UserError
 from lrsweep.probes import Probe
+from tests.conftest import on_gpu
 from tests.probes.foreign_models import PARTS, FusedAttention, TinyGPT, assert_close, batch, expected, train_step
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+pytestmark = on_gpu
 
 
 @pytest.mark.parametrize("style", list(PARTS))

@@ -15,12 +15,11 @@ from torch import Tensor
 
 from lrsweep.config import DataConfig, ModelShape, TrainConfig, TrialSpec
 from lrsweep.errors import UserError
-from lrsweep.model import ProbeLevel, gpu_activation, gpu_embedding, gpu_heads, gpu_loss, gpu_norm
-from lrsweep.probes import gpu_logits, gpu_tokens
+from lrsweep.model import ProbeLevel
 from lrsweep.schemes import find
-from lrsweep.train import gpu_adamw, optimizers
 from lrsweep.train.step import SCALARS, Engine, EngineKey, Interval
-from tests.conftest import KERNEL_DEVICE, needs_triton
+from tests.conftest import KERNEL_DEVICE, needs_triton, on_gpu
+from tests.kernel_modules import KERNEL_MODULES, let_kernels_serve
 from tests.model.reference import CASES
 
 SHAPE = ModelShape(n_layers=2, d_model=16, n_heads=2, seq_len=8, vocab_size=32)
@@ -585,18 +584,13 @@ def test_steps_by_the_gpus_kernels_equal_torchs(
     plain = engine_of(name, body, micro_batch=micro_batch)
     livelier(plain)
     expected = plain.run(data, lrs, probes)
-    for module in (gpu_activation, gpu_embedding, gpu_heads, gpu_loss, gpu_norm, gpu_logits, gpu_tokens):
-        monkeypatch.setattr(module, "serves", lambda _: True)
-    monkeypatch.setattr(optimizers, "run_on", lambda _: True)
+    let_kernels_serve(True, monkeypatch)
     by_kernels = engine_of(name, body, micro_batch=micro_batch)
     livelier(by_kernels)
     assert by_kernels._orders_RMx2xM is not None
     interval = by_kernels.run(data, lrs, probes)
     np.testing.assert_allclose(interval.scalars_RxS, expected.scalars_RxS, rtol=1e-4)
     np.testing.assert_allclose(interval.layers_RxNxS, expected.layers_RxNxS, rtol=1e-4)
-
-
-on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 @on_gpu
@@ -631,12 +625,7 @@ def test_kernels_of_our_own_are_all_compiled_beforehand(name: str, body: str) ->
     """Of what a step launches, nothing is another variant than the ones that were warmed up."""
     from triton.runtime.jit import JITFunction
 
-    kernels = [
-        value
-        for module in (gpu_activation, gpu_embedding, gpu_heads, gpu_loss, gpu_norm, gpu_logits, gpu_tokens, gpu_adamw)
-        for value in vars(module).values()
-        if isinstance(value, JITFunction)
-    ]
+    kernels = [value for module in KERNEL_MODULES for value in vars(module).values() if isinstance(value, JITFunction)]
 
     def variants() -> int:
         return sum(len(cache[0]) for kernel in kernels for cache in kernel.device_caches.values())

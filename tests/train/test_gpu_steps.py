@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from lrsweep.config import ModelShape, TrainConfig
-from lrsweep.model import ProbeLevel, gpu_activation, gpu_embedding, gpu_heads, gpu_loss, gpu_norm
-from lrsweep.probes import gpu_logits, gpu_tokens
+from lrsweep.model import ProbeLevel
 from lrsweep.schemes import all_schemes, find
-from lrsweep.train import optimizers
 from lrsweep.train.step import SCALARS, Engine, EngineKey, Interval
+from tests.conftest import on_gpu
+from tests.kernel_modules import let_kernels_serve
 
 STEPS, VOCAB = 100, 512
 SHAPE = ModelShape(n_layers=2, d_model=128, n_heads=4, seq_len=128, vocab_size=VOCAB)
@@ -42,9 +41,6 @@ def steps(name: str, body: str, *, plain: bool) -> Interval:
     interval = engine.run(batches[np.arange(STEPS) % 8], lrs, [ProbeLevel.ALL] * STEPS)
     assert plain or engine._graphs is not None, "the capture failed"
     return interval
-
-
-on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 @on_gpu
@@ -89,9 +85,7 @@ def test_intervals_started_ahead_are_the_same_intervals() -> None:
 def test_captured_steps_equal_plain_ones_over_100_steps(name: str, body: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses alike while bf16's rounding has not been amplified yet, and to 3% to the end."""
     fast = steps(name, body, plain=False)
-    for module in (gpu_activation, gpu_embedding, gpu_heads, gpu_loss, gpu_norm, gpu_logits, gpu_tokens):
-        monkeypatch.setattr(module, "serves", lambda _: False)
-    monkeypatch.setattr(optimizers, "run_on", lambda _: False)
+    let_kernels_serve(False, monkeypatch)
     plain = steps(name, body, plain=True)
     loss, grad_norm, update_norm = (SCALARS.index(s) for s in ("loss", "grad_norm", "update_norm"))
     ours, theirs = fast.scalars_RxS, plain.scalars_RxS
