@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from lrsweep.bench.rounds import paired_rounds, synchronize
 from lrsweep.probes import Probe
 from lrsweep.store import write_text
-from lrsweep.sweep.machine import command_line, hardware, versions
+from lrsweep.sweep.machine import provenance
 from lrsweep.sweep.plan import resolve_device
 
 VOCABULARY = 32_000
@@ -216,9 +216,7 @@ def main(bench: Bench) -> None:
         print(f"{label:<32}{c.step_ms:8.2f} ms  {c.ratio:.4f} ({c.low:.4f} to {c.high:.4f})", flush=True)
     if bench.out is not None:
         record = {
-            "command": command_line(),
-            "hardware": hardware(),
-            "versions": versions(),
+            **provenance(),
             "parameters": sum(p.numel() for p in trainees["bare"].model.parameters()),
             "compiled_against_eager": differences,
             "costs": {label: asdict(c) for label, c in costs.items()},

@@ -25,7 +25,7 @@ from lrsweep.config import find_body, find_size
 from lrsweep.errors import DONE, INTERRUPTED, TRIAL_ERRORS, UserError
 from lrsweep.schemes import find
 from lrsweep.store import write_text
-from lrsweep.sweep.machine import command_line, hardware, versions
+from lrsweep.sweep.machine import provenance
 from lrsweep.sweep.plan import DEFAULT_SIZE, Device, resolve_device
 
 _ROUNDS: dict[Device, int] = {"cpu": 60, "cuda": 20}
@@ -99,9 +99,7 @@ class Bench:
         if self._out is None:
             return
         found = {
-            "command": command_line(),
-            "hardware": hardware(),
-            "versions": versions(),
+            **provenance(),
             "rounds": self._rounds,
             "timings": [asdict(timing) for timing in self.timings],
             "peers": [asdict(comparison) for comparison in self.comparisons],

@@ -1,4 +1,4 @@
-"""What a run ran on: versions and hardware for the manifest, and whether a size fits."""
+"""What a run ran on: command, commit, versions and hardware for its record, and whether a size fits."""
 
 from __future__ import annotations
 
@@ -89,6 +89,11 @@ def program() -> str:
 def command_line() -> str:
     """The command that started this process, as a user would type it."""
     return shlex.join(["lrsweep", *sys.argv[1:]])
+
+
+def provenance() -> dict[str, Any]:
+    """What every record of a run or a measurement says of itself: command, commit, versions and hardware."""
+    return {"command": command_line(), "git_sha": git_sha(), "versions": versions(), "hardware": hardware()}
 
 
 @functools.cache

@@ -22,7 +22,7 @@ from lrsweep.errors import UserError
 from lrsweep.report import Report, write_report
 from lrsweep.store import SCHEMA_VERSION, ResultStore
 from lrsweep.sweep.display import Display, duration
-from lrsweep.sweep.machine import command_line, fit_memory, git_sha, gpu_names, hardware, program, versions
+from lrsweep.sweep.machine import fit_memory, gpu_names, program, provenance
 from lrsweep.sweep.plan import Plan
 
 _STARTUP_S = {"cpu": 12.0, "cuda": 45.0}
@@ -68,14 +68,11 @@ def _write_manifest(plan: Plan, store: ResultStore, *, started: str, finished: s
     old = store.read_manifest() or {}
     runs = [run for run in old.get("runs", []) if run["started"] != started]
     run = {
-        "command": command_line(),
+        **provenance(),
         "started": started,
         "finished": finished,
         "jobs": jobs,
         "gpus_per_trial": plan.config.gpus_per_trial,
-        "git_sha": git_sha(),
-        "versions": versions(),
-        "hardware": hardware(),
     }
     config = asdict(plan.config)
     for axis, values in old.get("config", {}).items():

@@ -121,7 +121,7 @@ def test_command_with_peers_prints_tables_and_saves_all_of_it(tmp_path: Path) ->
     assert "lrsweep with all probes over the best peer without" in result.stdout
 
     found = json.loads((tmp_path / "new" / "b.json").read_text())
-    assert set(found) == {"command", "hardware", "versions", "rounds", "timings", "peers", "left_out"}
+    assert set(found) == {"command", "git_sha", "hardware", "versions", "rounds", "timings", "peers", "left_out"}
     assert found["command"].endswith(" ".join(words))
     assert found["rounds"] == 2
     assert found["left_out"] == lines
