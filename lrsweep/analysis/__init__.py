@@ -7,7 +7,7 @@ against the same batch and for lead times the records of single trials.
 from lrsweep.analysis.bracket import Bracket, brackets, walk
 from lrsweep.analysis.dose_response import LR50, fit_lr50
 from lrsweep.analysis.frontier import FRONTIER_COLUMNS, frontier
-from lrsweep.analysis.grid import GridAdvice, outside_grid
+from lrsweep.analysis.grid import GridAdvice, Where, grid_advice
 from lrsweep.analysis.lead_time import (
     Band,
     Comparison,
@@ -45,6 +45,7 @@ __all__ = [
     "LeadTimes",
     "Signal",
     "Trace",
+    "Where",
     "best_point",
     "brackets",
     "compare",
@@ -54,12 +55,12 @@ __all__ = [
     "final_losses",
     "fit_lr50",
     "frontier",
+    "grid_advice",
     "judge",
     "lead_summary",
     "lead_times",
     "lr_sensitivity",
     "make_band",
-    "outside_grid",
     "seed_mean_curve",
     "spike_scores",
     "spikes_by_lr",

@@ -17,6 +17,13 @@ _REFINE_BY = 2
 _LONE_RATIO = math.sqrt(10)
 
 
+Where = Literal["above", "below", "edge", "inside"]
+"""``above`` the grid: no unstable LR. ``below``: no stable LR. ``edge``: bracketed, but the best loss is at the lowest
+LR, and if a lower one has a better loss, more trials are ε above that and the bracket lies too high. ``inside``:
+bracketed otherwise, or nothing ran.
+"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GridAdvice:
     """Learning rates that extend one scheme's grid, or refine its bracket."""
@@ -27,41 +34,39 @@ class GridAdvice:
     """``gpt`` or ``llama``."""
     size: str
     """Name of the size preset."""
-    outside: Literal["above", "below"] | None
-    """``above`` the grid: no unstable LR; ``below``: no stable LR; None: bracketed, or nothing ran."""
+    where: Where
+    """Where the frontier lies."""
     lrs: tuple[float, ...]
     """Ascending; empty if nothing ran, or if the bracket is too tight for a value of three digits inside."""
 
 
-def outside_grid(frontier: pd.DataFrame, trials: pd.DataFrame) -> tuple[GridAdvice, ...]:
+def grid_advice(frontier: pd.DataFrame, trials: pd.DataFrame) -> tuple[GridAdvice, ...]:
     """One advice for each row of ``frontier``, the grid being the LRs that ``trials`` tested for it.
 
-    Outside the grid its spacing is continued by three values on that side (half decades if it has one LR);
-    inside, two geometric points are laid into the bracket. Values are rounded to three digits.
+    Outside the grid, and at its edge, its spacing is continued by three values on that side (half decades if it has one
+    LR); inside, two geometric points are laid into the bracket. Values are rounded to three digits.
     """
     ran = trials[trials["verdict"] != "error"]
     grids = {key: np.unique(group["lr"]) for key, group in ran.groupby(SCHEME_KEYS)}
     advice = []
-    rows = frontier[[*SCHEME_KEYS, "max_stable_lr", "min_unstable_lr"]].itertuples(index=False, name=None)
-    for scheme, body, size, max_stable, min_unstable in rows:
+    columns = [*SCHEME_KEYS, "max_stable_lr", "min_unstable_lr", "best_lr"]
+    for scheme, body, size, *found in frontier[columns].itertuples(index=False, name=None):
         lrs = [float(lr) for lr in grids.get((scheme, body, size), ())]
-        outside, values = _advise(lrs, max_stable, min_unstable)
-        advice.append(GridAdvice(scheme=scheme, body=body, size=size, outside=outside, lrs=values))
+        where, values = _advise(lrs, *found)
+        advice.append(GridAdvice(scheme=scheme, body=body, size=size, where=where, lrs=values))
     return tuple(advice)
 
 
-def _advise(
-    lrs: list[float], max_stable: float, min_unstable: float
-) -> tuple[Literal["above", "below"] | None, tuple[float, ...]]:
+def _advise(lrs: list[float], max_stable: float, min_unstable: float, best: float) -> tuple[Where, tuple[float, ...]]:
     if not lrs:
-        return None, ()
+        return "inside", ()
     if math.isnan(min_unstable):
         return "above", tuple(map(_round, _continue(lrs)))
-    if math.isnan(max_stable):
+    if math.isnan(max_stable) or best == lrs[0]:
         downward = _continue([1 / lr for lr in reversed(lrs)])
-        return "below", tuple(_round(1 / x) for x in reversed(downward))
+        return "below" if math.isnan(max_stable) else "edge", tuple(_round(1 / x) for x in reversed(downward))
     inside = np.geomspace(max_stable, min_unstable, _REFINE_BY + 2)[1:-1]
-    return None, tuple(lr for lr in map(_round, inside) if max_stable < lr < min_unstable)
+    return "inside", tuple(lr for lr in map(_round, inside) if max_stable < lr < min_unstable)
 
 
 def _continue(ascending: list[float]) -> list[float]:

@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from lrsweep.analysis import GridAdvice
+from lrsweep.analysis import GridAdvice, Where
 from lrsweep.report.labels import format_lr
 from lrsweep.report.page_text import CSS, DEFINITIONS
 from lrsweep.report.tables import TextTable
@@ -157,15 +157,16 @@ def _cell_class(table: TextTable, column: int, cell: str) -> str:
 
 
 def _advice(advice: Iterable[GridAdvice]) -> str:
-    words = {
+    words: dict[Where, str] = {
         "above": "no learning rate was unstable, so the frontier lies above the grid; try",
         "below": "no learning rate was stable, so the frontier lies below the grid; try",
-        None: "to narrow the bracket, try",
+        "edge": "the best loss is at the lowest learning rate, and a better one would lower the bracket; try",
+        "inside": "to narrow the bracket, try",
     }
     items = [
-        f"<li><b>{escape(a.scheme)}</b> ({escape(a.body)} {escape(a.size)}): {words[a.outside]} "
+        f"<li><b>{escape(a.scheme)}</b> ({escape(a.body)} {escape(a.size)}): {words[a.where]} "
         f"{', '.join(map(format_lr, a.lrs))}</li>"
-        for a in sorted(advice, key=lambda a: a.outside is None)
+        for a in sorted(advice, key=lambda a: list(words).index(a.where))
         if a.lrs
     ]
     if not items:

@@ -13,9 +13,9 @@ from lrsweep.analysis import (
     GridAdvice,
     brackets,
     frontier,
+    grid_advice,
     judge,
     lead_times,
-    outside_grid,
     spike_scores,
     spikes_by_lr,
     tolerance,
@@ -83,7 +83,7 @@ def write_report(store: ResultStore, *, epsilon: Epsilon) -> Report:
     lead = lead_times(recorded(ran, store, "layers"), lambda trial: trace(steps(trial), store.layers(trial)))
     frontier_table = display_order(frontier(trials, epsilon, spikes))
     bracket_table = display_order(brackets(trials, epsilon))
-    advice = outside_grid(frontier_table, trials)
+    advice = grid_advice(frontier_table, trials)
 
     root, folder = store.root, store.root / "report"
     texts = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lrsweep.analysis import GridAdvice
+from lrsweep.analysis import GridAdvice, Where
 from lrsweep.config import SweepConfig
 from lrsweep.errors import DONE, OUTSIDE_GRID, TRIAL_ERRORS, UserError
 from lrsweep.report import Report, write_report
@@ -17,19 +17,25 @@ from lrsweep.store import ResultStore
 from lrsweep.sweep.plan import ALL, Plan
 from lrsweep.sweep.run import command_for, relative
 
+_WHY: dict[Where, str] = {
+    "above": "the frontier lies above the grid; extend it",
+    "below": "the frontier lies below the grid; extend it",
+    "edge": "the best loss is at the lowest LR, so the bracket may lie too high; extend the grid below",
+    "inside": "narrow the bracket",
+}
+"""The most pressing first."""
+
 
 def next_commands(plan: Plan, advice: tuple[GridAdvice, ...]) -> list[tuple[str, str]]:
-    """(why, command) for each group of schemes that want the same further LRs; those outside the grid first."""
-    groups: dict[tuple[str | None, str, str, tuple[float, ...]], list[str]] = {}
-    for a in sorted(advice, key=lambda a: a.outside is None):
+    """(why, command) for each group of schemes that want the same further LRs; the most pressing first."""
+    groups: dict[tuple[Where, str, str, tuple[float, ...]], list[str]] = {}
+    for a in sorted(advice, key=lambda a: list(_WHY).index(a.where)):
         if a.lrs:
-            groups.setdefault((a.outside, a.body, a.size, a.lrs), []).append(a.scheme)
+            groups.setdefault((a.where, a.body, a.size, a.lrs), []).append(a.scheme)
     # A scheme from a user's file is found again only with its file.
     typed = {find(name).name: name for name in plan.config.arch if name != ALL}
     commands = []
-    for (outside, body, size, lrs), schemes in groups.items():
-        names = ", ".join(schemes)
-        why = f"{names}: the frontier lies {outside} the grid; extend it" if outside else f"{names}: narrow the bracket"
+    for (where, body, size, lrs), schemes in groups.items():
         config: SweepConfig = plan.config
         command = command_for(
             config,
@@ -39,7 +45,7 @@ def next_commands(plan: Plan, advice: tuple[GridAdvice, ...]) -> list[tuple[str,
             lrs=lrs,
             out=str(relative(plan.out)),
         )
-        commands.append((why, command))
+        commands.append((f"{', '.join(schemes)}: {_WHY[where]}", command))
     return commands
 
 
@@ -61,7 +67,7 @@ def print_outcome(plan: Plan, report: Report, console: Console) -> int:
             style="red", highlight=False, markup=False, soft_wrap=True,
         )  # fmt: skip
         return TRIAL_ERRORS
-    return OUTSIDE_GRID if any(a.outside for a in report.advice) else DONE
+    return OUTSIDE_GRID if any(a.where in ("above", "below") for a in report.advice) else DONE
 
 
 def _print_report(report: Report, folder: Path, console: Console) -> None:

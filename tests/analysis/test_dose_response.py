@@ -97,14 +97,14 @@ def test_one_lr_on_which_seeds_disagree():
     assert fit.lo > 0.1 / math.sqrt(10)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(order=st.permutations(range(12)), unstable=st.lists(st.booleans(), min_size=12, max_size=12))
 def test_order_of_trials_is_irrelevant(order, unstable):
     lr, flags = np.tile(GRID[2:6], 3), np.array(unstable)
     assert repr(fit_lr50(lr, flags)) == repr(fit_lr50(lr[list(order)], flags[list(order)]))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(factor=st.floats(1e-3, 1e3), unstable=st.lists(st.booleans(), min_size=8, max_size=8))
 def test_the_unit_of_lr_is_irrelevant(factor, unstable):
     flags = np.array(unstable)

@@ -84,7 +84,7 @@ def test_epsilon_of_each_size_is_in_its_row():
     assert dict(zip(table["size"], table["epsilon"], strict=True)) == {"0.2m": 0.25, "10m": 0.5}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rows=trial_rows(), random=st.randoms())
 def test_row_order_is_irrelevant(rows, random):
     trials = make_trials(rows)
@@ -93,7 +93,7 @@ def test_row_order_is_irrelevant(rows, random):
     pd.testing.assert_frame_equal(frontier(trials.iloc[order], 0.25), frontier(trials, 0.25), rtol=1e-12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rows=trial_rows(), shift=st.integers(-32, 64))
 def test_a_constant_added_to_every_loss_changes_nothing_but_best_loss(rows, shift):
     trials = make_trials(rows)
@@ -104,7 +104,7 @@ def test_a_constant_added_to_every_loss_changes_nothing_but_best_loss(rows, shif
     np.testing.assert_allclose(after["best_loss"], before["best_loss"] + by)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rows=trial_rows())
 def test_the_bracket_is_a_bracket_of_tested_lrs(rows):
     for row in frontier(make_trials(rows), 0.25).itertuples():

@@ -3,12 +3,12 @@
 import pandas as pd
 import pytest
 
-from lrsweep.analysis import GridAdvice, frontier, outside_grid
+from lrsweep.analysis import GridAdvice, frontier, grid_advice
 from tests.analysis.tables import make_curve
 
 
 def advise(trials: pd.DataFrame) -> GridAdvice:
-    (advice,) = outside_grid(frontier(trials, 0.25), trials)
+    (advice,) = grid_advice(frontier(trials, 0.25), trials)
     return advice
 
 
@@ -23,7 +23,7 @@ def advise(trials: pd.DataFrame) -> GridAdvice:
 )
 def test_above_the_grid_its_spacing_goes_on(lrs, more):
     advice = advise(make_curve(dict.fromkeys(lrs, 2.0)))
-    assert advice.outside == "above"
+    assert advice.where == "above"
     assert advice.lrs == pytest.approx(more)
 
 
@@ -37,18 +37,34 @@ def test_above_the_grid_its_spacing_goes_on(lrs, more):
 )
 def test_below_the_grid_too(lrs, more):
     advice = advise(make_curve(dict.fromkeys(lrs, "diverged")))
-    assert advice.outside == "below"
+    assert advice.where == "below"
     assert advice.lrs == pytest.approx(more)
 
 
 def test_a_bracket_is_refined_inside():
-    advice = advise(make_curve({0.1: 2.0, 0.8: 3.0}))
-    assert advice.outside is None
+    advice = advise(make_curve({0.05: 2.1, 0.1: 2.0, 0.8: 3.0}))
+    assert advice.where == "inside"
     assert advice.lrs == pytest.approx((0.2, 0.4))
 
 
 def test_a_bracket_tighter_than_three_digits_has_nothing_inside():
-    assert advise(make_curve({0.1: 2.0, 0.1001: 3.0})).lrs == ()
+    assert advise(make_curve({0.05: 2.1, 0.1: 2.0, 0.1001: 3.0})).lrs == ()
+
+
+def test_a_bracket_above_a_best_loss_at_the_lowest_lr_may_lie_too_high():
+    """And does, where a lower LR has a loss from which the same trials are further than ε."""
+    found = {1e-3: 2.0, 2e-3: 2.2, 4e-3: 3.0}
+    advice = advise(make_curve(found))
+    assert advice.where == "edge"
+    assert advice.lrs == pytest.approx((1.25e-4, 2.5e-4, 5e-4))
+    trials = make_curve({5e-4: 1.9} | found)
+    assert (
+        frontier(trials, 0.25)["max_stable_lr"].item()
+        == 1e-3
+        < frontier(make_curve(found), 0.25)["max_stable_lr"].item()
+    )
+    assert advise(trials).where == "edge"
+    assert advise(make_curve({2.5e-4: 2.5, 5e-4: 1.9} | found)).where == "inside"
 
 
 def test_an_lr_that_failed_is_not_of_the_grid():
@@ -57,9 +73,9 @@ def test_an_lr_that_failed_is_not_of_the_grid():
 
 def test_nothing_ran():
     advice = advise(make_curve({0.1: "error"}))
-    assert (advice.outside, advice.lrs) == (None, ())
+    assert (advice.where, advice.lrs) == ("inside", ())
 
 
 def test_nothing_learned_asks_for_higher_lrs():
     # One LR that stalled, and none above it: too low as far as the sweep can tell.
-    assert advise(make_curve({1e-5: "stalled", 1e-4: "stalled"})).outside == "above"
+    assert advise(make_curve({1e-5: "stalled", 1e-4: "stalled"})).where == "above"

@@ -69,7 +69,7 @@ def test_a_trial_that_was_stopped_is_out_after_its_end():
     assert exits(make_trace(3, level(0, 9, at=T - 2)), make_band(FLAT)).empty
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 2**32 - 1), n=st.integers(2, 4), scale=st.sampled_from([0.01, 1.0]))
 def test_against_the_formula(seed, n, scale):
     rng = np.random.default_rng(seed)

@@ -31,7 +31,7 @@ def test_sensitivity_without_a_minimum():
     assert lr_sensitivity(make_curve({0.1: 2.0})) == 0.0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(losses=st.lists(st.integers(0, 640), min_size=1, max_size=8), shift=st.integers(-64, 64))
 def test_sensitivity_ignores_a_constant_shift(losses, shift):
     # Multiples of 1/64 add without rounding, so equality is exact.

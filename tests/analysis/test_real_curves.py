@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from lrsweep.analysis import brackets, frontier, judge, outside_grid, tolerance
+from lrsweep.analysis import brackets, frontier, grid_advice, judge, tolerance
 from tests.analysis.tables import make_trials
 
 CSV = Path(__file__).resolve().parents[3] / "shared" / "curves" / "lr_sweep" / "optimizer_lr_scales.csv"
@@ -37,8 +37,8 @@ def test_a_curve_that_only_falls_has_its_frontier_above_the_grid(trials):
     table = frontier(only, 0.05)
     assert table["best_lr"].item() == 7.29
     assert math.isnan(table["min_unstable_lr"].item())
-    (advice,) = outside_grid(table, only)
-    assert (advice.outside, advice.lrs) == ("above", pytest.approx((21.9, 65.6, 197.0)))
+    (advice,) = grid_advice(table, only)
+    assert (advice.where, advice.lrs) == ("above", pytest.approx((21.9, 65.6, 197.0)))
 
 
 def test_epsilon_decides_for_a_flat_right_flank(trials):

@@ -119,7 +119,7 @@ def test_trials_that_ended_early_have_a_reference_up_to_there():
     assert scores["same_batch_spikes"].tolist() == [0, 0, 0, 1]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     shared=arrays(float, STEPS, elements=st.floats(-3, 3)),
     factor=arrays(float, STEPS, elements=st.floats(0.01, 100)),
@@ -170,7 +170,7 @@ def test_olmo_code_is_more_than_six_above(value, counted):
     assert olmo_code_score(values, values) == pytest.approx(100 * counted / 129)  # one step, however many reasons
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 2**32 - 1))
 def test_olmo_code_step_by_step(seed):
     losses, norms = np.random.default_rng(seed).standard_t(2, (2, 220))

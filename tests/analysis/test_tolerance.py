@@ -50,7 +50,7 @@ _rows = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rows=_rows)
 def test_more_epsilon_never_lowers_it(rows):
     for table in (tolerance(make_trials(rows)).query("seed == 0"), voted_tolerance(make_trials(rows))):
@@ -59,7 +59,7 @@ def test_more_epsilon_never_lowers_it(rows):
         assert (np.diff(np.nan_to_num(max_lr)) > 0).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rows=_rows, epsilon=st.integers(0, 256).map(lambda n: n / 100))
 def test_it_is_the_bracket_at_every_epsilon(rows, epsilon):
     trials = make_trials(rows)

@@ -5,7 +5,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from lrsweep.detect import DetectorConfig, DivergenceDetector, scan
@@ -81,7 +81,6 @@ def test_a_best_that_is_later_than_the_grace_is_no_start():
 
 
 @given(st.lists(st.integers(100, 400), min_size=40, max_size=300), st.integers(1, 4))
-@settings(deadline=None)
 def test_it_speaks_only_where_fewer_than_one_in_a_window_came_back(later, spaced):
     """With no other rule left, against the count written out."""
     config = replace(CONFIG, margin_sigmas=1e9)

@@ -37,7 +37,6 @@ def with_norms(data, losses):
 
 
 @given(st.data(), CURVES)
-@settings(deadline=None)
 def test_bad_points_in_short_rows_leave_no_trace(data, losses):
     """Fewer than ``nonfinite_points`` in a row, none at the very end: all later decisions are the ones without them."""
     norms = [data.draw(st.sampled_from([None, 1.0, 1.5, 20.0])) for _ in losses]
@@ -51,7 +50,6 @@ def test_bad_points_in_short_rows_leave_no_trace(data, losses):
 
 
 @given(st.lists(st.tuples(st.floats() | st.none(), st.floats() | st.none()), max_size=60))
-@settings(deadline=None)
 def test_no_float_raises_and_the_state_stays_json(points):
     detector = DivergenceDetector(SMALL)
     for step, (loss, norm) in enumerate(points):
@@ -61,7 +59,7 @@ def test_no_float_raises_and_the_state_stays_json(points):
 
 
 @given(st.data(), CURVES)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_resumed_is_continuous_at_every_cut(data, losses):
     losses = [data.draw(BAD) if data.draw(st.integers(0, 9)) == 0 else loss for loss in losses]
     norms = with_norms(data, losses) or [None] * len(losses)
@@ -82,7 +80,6 @@ def test_resumed_is_continuous_at_every_cut(data, losses):
 
 
 @given(st.data(), CURVES)
-@settings(deadline=None)
 def test_scan_is_the_same_as_update_by_update(data, losses):
     norms = with_norms(data, losses)
     detector = DivergenceDetector(SMALL)
@@ -93,7 +90,6 @@ def test_scan_is_the_same_as_update_by_update(data, losses):
 
 
 @given(st.data(), CURVES, st.integers(-1000, 1000))
-@settings(deadline=None)
 def test_a_constant_added_to_all_losses_changes_no_decision(data, losses, constant):
     norms = with_norms(data, losses)
     no_stall = replace(SMALL, stall_level=None)
@@ -104,7 +100,6 @@ def test_a_constant_added_to_all_losses_changes_no_decision(data, losses, consta
 
 
 @given(st.data(), CURVES)
-@settings(deadline=None)
 def test_an_unstable_verdict_is_final(data, losses):
     losses = [data.draw(BAD) if data.draw(st.integers(0, 4)) == 0 else loss for loss in losses]
     detector = DivergenceDetector(SMALL)
@@ -115,7 +110,6 @@ def test_an_unstable_verdict_is_final(data, losses):
 
 
 @given(st.data(), CURVES, st.integers(2, 200))
-@settings(deadline=None)
 def test_the_interval_between_points_scales_the_steps_of_all_decisions(data, losses, every):
     norms = with_norms(data, losses)
     first = 1_000  # past the grace, which is the one thing counted in steps
@@ -132,7 +126,6 @@ def test_the_interval_between_points_scales_the_steps_of_all_decisions(data, los
 
 
 @given(st.data(), CURVES, st.integers(20, 40))
-@settings(deadline=None)
 def test_a_run_put_back_to_its_start_is_judged_as_a_new_one(data, losses, before):
     norms = with_norms(data, losses) or [None] * len(losses)
     again, fresh = DivergenceDetector(SMALL), DivergenceDetector(SMALL)
@@ -144,7 +137,6 @@ def test_a_run_put_back_to_its_start_is_judged_as_a_new_one(data, losses, before
 
 
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 200)), max_size=80))
-@settings(deadline=None)
 def test_steps_in_any_order_raise_nothing(points):
     detector = DivergenceDetector(SMALL)
     for step, loss in points:
@@ -154,7 +146,6 @@ def test_steps_in_any_order_raise_nothing(points):
 
 
 @given(CURVES)
-@settings(deadline=None)
 def test_events_are_in_order_and_apart(losses):
     found = scan(range(len(losses)), losses, config=SMALL).events
     for event in found:
@@ -165,7 +156,6 @@ def test_events_are_in_order_and_apart(losses):
 
 
 @given(st.lists(st.integers(0, 31), min_size=30, max_size=120))
-@settings(deadline=None)
 def test_a_curve_that_stays_within_the_margin_of_its_best_is_stable(wiggles):
     scanned = scan(range(len(wiggles)), [3.0 + wiggle / 64 for wiggle in wiggles])
     assert scanned.verdict.kind == "stable"

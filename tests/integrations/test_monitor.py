@@ -61,7 +61,7 @@ def block(losses: list[float], *, error: Exception | None = None) -> None:
 
 
 @given(LOSSES)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_it_judges_as_the_detector_does(losses):
     monitor, detector = StabilityMonitor(), DivergenceDetector()
     for step, loss in enumerate(losses):
@@ -71,7 +71,7 @@ def test_it_judges_as_the_detector_does(losses):
 
 
 @given(LOSSES, st.integers(0, 80))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_one_that_is_restored_goes_on_as_the_unbroken_one(losses, cut):
     unbroken, broken = StabilityMonitor(), StabilityMonitor()
     for step, loss in enumerate(losses):

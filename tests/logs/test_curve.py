@@ -147,7 +147,7 @@ LOSSES = st.floats(width=32).filter(lambda x: x != 0)  # beside a norm of NaN, 0
         unique_by=lambda point: point[0],
     )
 )
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_run_is_the_same_in_every_format(
     write: Callable[[list[int], list[float], list[float]], bytes],
     tmp_path: Path,

@@ -17,7 +17,7 @@ from lrsweep.probes import causal_logit_sums
 from lrsweep.schemes import Scheme
 from tests.model.reference import EVERY_CASE, SHAPE, build, random_double
 
-QUICK = settings(deadline=None, max_examples=40)
+QUICK = settings(max_examples=40)
 seeds = st.integers(0, 2**31)
 
 

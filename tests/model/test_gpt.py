@@ -74,7 +74,7 @@ def test_presets_are_named_by_their_parameter_count(preset, body: str) -> None: 
     assert expected_count("preln", body, preset.shape) == pytest.approx(named, rel=0.25)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     batch=st.integers(1, 3),
     seq=st.integers(1, 9),

@@ -50,7 +50,7 @@ def test_runs_may_begin_and_end_anywhere_in_the_chunks_of_32(runs: list[int]) ->
     check(tokens[torch.randperm(len(tokens), generator=torch.Generator().manual_seed(3))][None], 3, vocab=len(runs))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(tokens=st.lists(st.integers(0, 6), min_size=1, max_size=150))
 def test_any_tokens(tokens: list[int]) -> None:
     check(torch.tensor(tokens)[None], 2, vocab=7)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lrsweep.model.linear import SigmaReparam
 from tests.model.reference import BODIES, SHAPE, build, random_tokens
 
-QUICK = settings(deadline=None, max_examples=40)
+QUICK = settings(max_examples=40)
 widths = st.integers(1, 40)
 seeds = st.integers(0, 2**31)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lrsweep.model.norms import FullWidth, LayerNorm, RMSNorm
 from tests.model.formulas import norm
 
-QUICK = settings(deadline=None, max_examples=40)
+QUICK = settings(max_examples=40)
 KINDS = [("gpt", LayerNorm), ("llama", RMSNorm)]
 
 

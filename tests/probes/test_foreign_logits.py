@@ -15,7 +15,7 @@ from lrsweep.probes.layers import Place
 from lrsweep.probes.logits import LogitWatch, Moments
 from lrsweep.probes.pool import Pool
 
-QUICK = settings(deadline=None, max_examples=40)
+QUICK = settings(max_examples=40)
 
 
 def seen_by(watched: object, *args: object, **kwargs: object) -> tuple[float, float, float]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lrsweep.probes import causal_logit_stats, causal_logit_sums, token_squares
 
-QUICK = settings(deadline=None, max_examples=40)
+QUICK = settings(max_examples=40)
 seeds = st.integers(0, 2**31)
 sizes = st.sampled_from([1e-12, 1e-3, 1.0, 1e3, 1e6])
 

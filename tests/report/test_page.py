@@ -34,7 +34,7 @@ def content(tmp_path, **changes) -> PageContent:
         "leads": TABLE,
         "exits": TABLE,
         "spikes": TABLE,
-        "advice": (GridAdvice(scheme=EVIL, body="gpt", size="2m", outside="above", lrs=(1.0, 3.0)),),
+        "advice": (GridAdvice(scheme=EVIL, body="gpt", size="2m", where="above", lrs=(1.0, 3.0)),),
         "illustrations": (figure,),
     }
     return PageContent(**{**fields, **changes})
@@ -92,15 +92,17 @@ def test_every_outcome_is_defined(tmp_path):
 
 def test_advice_says_which_side(tmp_path):
     sides = [
-        GridAdvice(scheme="in", body="gpt", size="2m", outside=None, lrs=(0.2, 0.4)),
-        GridAdvice(scheme="tight", body="gpt", size="2m", outside=None, lrs=()),
-        GridAdvice(scheme="low", body="gpt", size="2m", outside="below", lrs=(1e-4, 3e-4)),
+        GridAdvice(scheme="in", body="gpt", size="2m", where="inside", lrs=(0.2, 0.4)),
+        GridAdvice(scheme="tight", body="gpt", size="2m", where="inside", lrs=()),
+        GridAdvice(scheme="best", body="gpt", size="2m", where="edge", lrs=(1e-3,)),
+        GridAdvice(scheme="low", body="gpt", size="2m", where="below", lrs=(1e-4, 3e-4)),
     ]
     items = ["".join(e.itertext()) for e in parse(render_page(content(tmp_path, advice=tuple(sides)))).iter("li")]
-    assert len(items) == 2
+    assert len(items) == 3
     assert "low (gpt 2m): no learning rate was stable" in items[0]
     assert items[0].endswith("1e-4, 3e-4")
-    assert items[1].endswith("0.2, 0.4")
+    assert "best (gpt 2m): the best loss is at the lowest learning rate" in items[1]
+    assert items[2].endswith("0.2, 0.4")
 
 
 def test_sections_without_a_row_are_left_out(tmp_path):

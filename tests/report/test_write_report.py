@@ -90,7 +90,7 @@ def test_one_section_has_plain_names(tmp_path):
     (tmp_path / "manifest.json").unlink()
     report = write_report(store, epsilon=0.25)
     assert tmp_path / "report" / "frontier.svg" in report.paths
-    assert report.advice[0].outside == "above"
+    assert report.advice[0].where == "above"
 
 
 def test_errors_alone_have_a_page_without_figures(tmp_path):

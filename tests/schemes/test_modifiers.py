@@ -95,7 +95,7 @@ def test_a_modifier_reaches_the_training_of_a_plan_and_a_flag_goes_over_it() -> 
         train_config(find("preln+independent_wd"), size, {"decay_mode": "decoupled"}, "cpu")
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(data=st.data(), row=st.sampled_from(all_schemes()))
 def test_order_repetition_and_spelling_do_not_matter(data: st.DataObject, row: Scheme) -> None:
     """One combination is one row with one name, modifiers in alphabetical order."""

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 import lrsweep.schemes as schemes
+from lrsweep.analysis import GridAdvice
 from lrsweep.config import SweepConfig
 from lrsweep.errors import UserError
 from lrsweep.schemes import all_schemes, find
@@ -114,8 +115,8 @@ def test_the_plan_keeps_how_a_file_was_named_and_the_next_command_too(mine: Path
     assert plan.config.arch == (f"{mine}:mine+zloss", "qknorm")
     assert {spec.scheme.name for spec in plan.specs} == {"mine+zloss", "qknorm"}
     assert {spec.train.z_loss for spec in plan.specs if spec.scheme.name == "mine+zloss"} == {1e-4}
-    advice = SimpleNamespace(scheme="mine+zloss", body="gpt", size="0.2m", outside="above", lrs=(0.1,))
-    [(why, command)] = next_commands(plan, (advice,))  # type: ignore[arg-type]
+    advice = GridAdvice(scheme="mine+zloss", body="gpt", size="0.2m", where="above", lrs=(0.1,))
+    [(why, command)] = next_commands(plan, (advice,))
     assert why.startswith("mine+zloss: ")
     assert f"--arch '{mine}:mine+zloss' " in command or f"--arch {mine}:mine+zloss " in command
 

@@ -76,7 +76,7 @@ def test_no_two_rows_build_the_same_model() -> None:
     assert len(set(built)) == len(built)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(scheme=st.sampled_from(rybakov.SCHEMES), data=st.data())
 def test_names_are_found_without_case_underscore_and_dash(scheme: Scheme, data: st.DataObject) -> None:
     """Every letter in either case, any run of _ and - before, between and after."""
@@ -108,7 +108,7 @@ def test_an_unknown_name_lists_all_known_ones_nearest_first(typed: str, nearest:
     assert "\n" not in message
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(name=st.text(max_size=10))
 def test_any_text_finds_a_scheme_or_is_a_user_error(name: str) -> None:
     try:

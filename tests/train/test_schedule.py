@@ -54,7 +54,7 @@ def test_without_warmup_the_decay_starts_at_once_from_a_peak_at_step_0(schedule:
         assert learning_rate(step, 2.0, bare) == learning_rate(step + 10, 2.0, config(schedule))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(data=st.data(), schedule=st.sampled_from(SCHEDULES), peak=st.floats(1e-6, 10), ratio=st.floats(0, 1))
 def test_never_above_the_peak_nor_below_its_floor_and_monotone(
     data: st.DataObject, schedule: str, peak: float, ratio: float
