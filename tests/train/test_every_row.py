@@ -185,7 +185,11 @@ def check_compiled(names: list[str], body: str, backend: str, rtol: float) -> No
         compiled._compile(backend)
         data = np.concatenate([DATA] * 5)
         runs = [engine.run(data, [3e-3] * 20, [ProbeLevel.ALL] * 20) for engine in (eager, compiled)]
-        np.testing.assert_allclose(runs[1].scalars_RxS, runs[0].scalars_RxS, rtol=rtol, err_msg=name)
+        compiled_losses, losses = (run.scalars_RxS[:, LOSS] for run in reversed(runs))
+        np.testing.assert_allclose(compiled_losses, losses, rtol=rtol, err_msg=name)
+        # Norms are more sensitive: initial weights that differ in the last bit move the gradient's by up to 3e-3 within
+        # these steps, where they move the loss by 1e-5 (the row that shows it most, olmo2+final_cap+qk_clip).
+        np.testing.assert_allclose(runs[1].scalars_RxS, runs[0].scalars_RxS, rtol=10 * rtol, err_msg=name)
         np.testing.assert_allclose(runs[1].layers_RxNxS, runs[0].layers_RxNxS, rtol=10 * rtol, atol=1e-6, err_msg=name)
         assert runs[0].scalars_RxS[-1, LOSS] < runs[0].scalars_RxS[0, LOSS]
         assert stats["unique_graphs"] == (1 if compiled.model.plain_logits else 2), "blocks share one graph"
@@ -224,5 +228,5 @@ def test_traced_steps_with_the_blocks_kernels_equal_eager_ones(
 @pytest.mark.parametrize("body", BODIES)
 @pytest.mark.parametrize("names", by_block(), ids=" ".join)
 def test_compiled_steps_equal_eager_ones(names: list[str], body: str) -> None:
-    """By inductor, which fuses and reorders sums: losses to 1e-3."""
-    check_compiled(names, body, "inductor", 1e-3)
+    """By inductor, which fuses and reorders sums: losses to 5e-4."""
+    check_compiled(names, body, "inductor", 5e-4)
