@@ -81,26 +81,17 @@ KERNELS: list[tuple[object, dict[str, str], Constants]] = [
         )
     ),
     *(
-        (kernel, dict.fromkeys(HEAD_TENSORS, "*bf16") | {"eps": "fp32"}, {**tile, **NO_NORM, **constants})
+        (kernel, dict.fromkeys(HEAD_TENSORS, "*bf16") | {"eps": "fp32"}, {**tile, **norm, **constants})
         for tile in ({"ROWS": 1, "HEADS": 16, "HALF": 64}, {"ROWS": 8, "HEADS": 4, "HALF": 32})
+        for norm, back in (
+            (NO_NORM, {"qkv_ptr": None, "parts_ptr": None}),
+            ({"NORMED": True, "CENTRED": False}, {}),
+            ({"NORMED": True, "CENTRED": True}, {}),
+        )
         for kernel, constants in (
             (gpu_heads._rotation_forward, {"MEASURED": False}),
             (gpu_heads._rotation_forward, {"MEASURED": True}),
-            (gpu_heads._rotation_backward, {"qkv_ptr": None, "parts_ptr": None}),
-        )
-    ),
-    *(
-        (
-            kernel,
-            dict.fromkeys(HEAD_TENSORS, "*bf16") | {"eps": "fp32"},
-            {**tile, "NORMED": True, "CENTRED": centred, **constants},
-        )
-        for tile in ({"ROWS": 1, "HEADS": 16, "HALF": 64}, {"ROWS": 8, "HEADS": 4, "HALF": 32})
-        for centred in (False, True)
-        for kernel, constants in (
-            (gpu_heads._rotation_forward, {"MEASURED": False}),
-            (gpu_heads._rotation_forward, {"MEASURED": True}),
-            (gpu_heads._rotation_backward, {}),
+            (gpu_heads._rotation_backward, back),
         )
     ),
     (gpu_norm._norm_gain, {}, {"ROWS": 128, "COLUMNS": 32}),

@@ -7,7 +7,7 @@ against the same batch and for lead times the records of single trials.
 from lrsweep.analysis.bracket import Bracket, brackets, walk
 from lrsweep.analysis.dose_response import LR50, fit_lr50
 from lrsweep.analysis.frontier import FRONTIER_COLUMNS, frontier
-from lrsweep.analysis.grid import GridAdvice, Where, grid_advice
+from lrsweep.analysis.grid import GridAdvice, Where, grid_advice, worth_trying
 from lrsweep.analysis.lead_time import (
     Band,
     Comparison,
@@ -69,4 +69,5 @@ __all__ = [
     "trace",
     "voted_tolerance",
     "walk",
+    "worth_trying",
 ]

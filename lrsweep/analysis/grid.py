@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ _LONE_RATIO = math.sqrt(10)
 Where = Literal["above", "below", "edge", "inside"]
 """``above`` the grid: no unstable LR. ``below``: no stable LR. ``edge``: bracketed, but the best loss is at the lowest
 LR, and if a lower one has a better loss, more trials are ε above that and the bracket lies too high. ``inside``:
-bracketed otherwise, or nothing ran.
+bracketed otherwise, or nothing ran. The most pressing first.
 """
 
 
@@ -55,6 +56,11 @@ def grid_advice(frontier: pd.DataFrame, trials: pd.DataFrame) -> tuple[GridAdvic
         where, values = _advise(lrs, *found)
         advice.append(GridAdvice(scheme=scheme, body=body, size=size, where=where, lrs=values))
     return tuple(advice)
+
+
+def worth_trying(advice: Iterable[GridAdvice]) -> list[GridAdvice]:
+    """Those that name an LR, the most pressing first."""
+    return sorted((a for a in advice if a.lrs), key=lambda a: get_args(Where).index(a.where))
 
 
 def _advise(lrs: list[float], max_stable: float, min_unstable: float, best: float) -> tuple[Where, tuple[float, ...]]:

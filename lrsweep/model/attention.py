@@ -199,9 +199,7 @@ class Attention(nn.Module):
         qkv_BxTx3D: Tensor = self.qkv(x_BxTxD)
         squares: tuple[Tensor, ...] = ()
         if self.by_kernel and gpu_heads.serves(qkv_BxTx3D):
-            gains, centred = None, False
-            if isinstance(self.q_norm, LayerNorm | RMSNorm) and isinstance(self.k_norm, LayerNorm | RMSNorm):
-                gains, centred = (self.q_norm.gain, self.k_norm.gain), self.q_norm.centred
+            gains, centred = self.head_norms()
             turned_q, turned_k, v, of_token = gpu_heads.heads_of(
                 qkv_BxTx3D, gains, cos, sin, heads=self.heads, centred=centred, eps=EPS, measured=measured
             )
@@ -217,6 +215,15 @@ class Attention(nn.Module):
         k_BxHxTxK = self.qk_gain(self.unit(turned_k)).transpose(1, 2)
         a_BxHxTxK = self.score(q_BxHxTxK, k_BxHxTxK, self.v_norm(v).transpose(1, 2))
         return self.proj(a_BxHxTxK.transpose(1, 2).flatten(-2)), QKV(squares, q_BxHxTxK, k_BxHxTxK)
+
+    def head_norms(self) -> tuple[tuple[Tensor, Tensor] | None, bool]:
+        """Gains of the norms over each head of queries and of keys, and whether those subtract the mean.
+
+        None, and False, where heads are not normalized.
+        """
+        if isinstance(self.q_norm, LayerNorm | RMSNorm) and isinstance(self.k_norm, LayerNorm | RMSNorm):
+            return (self.q_norm.gain, self.k_norm.gain), self.q_norm.centred
+        return None, False
 
     @torch.no_grad()
     def clip_heads(self, largest_H: Tensor, apply: Tensor) -> None:

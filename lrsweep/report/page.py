@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from lrsweep.analysis import GridAdvice, Where
+from lrsweep.analysis import GridAdvice, Where, worth_trying
 from lrsweep.report.labels import format_lr
 from lrsweep.report.page_text import CSS, DEFINITIONS
 from lrsweep.report.tables import TextTable
@@ -166,8 +166,7 @@ def _advice(advice: Iterable[GridAdvice]) -> str:
     items = [
         f"<li><b>{escape(a.scheme)}</b> ({escape(a.body)} {escape(a.size)}): {words[a.where]} "
         f"{', '.join(map(format_lr, a.lrs))}</li>"
-        for a in sorted(advice, key=lambda a: list(words).index(a.where))
-        if a.lrs
+        for a in worth_trying(advice)
     ]
     if not items:
         return ""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lrsweep.analysis import GridAdvice, Where
+from lrsweep.analysis import GridAdvice, Where, worth_trying
 from lrsweep.config import SweepConfig
 from lrsweep.errors import DONE, OUTSIDE_GRID, TRIAL_ERRORS, UserError
 from lrsweep.report import Report, write_report
@@ -23,15 +23,13 @@ _WHY: dict[Where, str] = {
     "edge": "the best loss is at the lowest LR, so the bracket may lie too high; extend the grid below",
     "inside": "narrow the bracket",
 }
-"""The most pressing first."""
 
 
 def next_commands(plan: Plan, advice: tuple[GridAdvice, ...]) -> list[tuple[str, str]]:
     """(why, command) for each group of schemes that want the same further LRs; the most pressing first."""
     groups: dict[tuple[Where, str, str, tuple[float, ...]], list[str]] = {}
-    for a in sorted(advice, key=lambda a: list(_WHY).index(a.where)):
-        if a.lrs:
-            groups.setdefault((a.where, a.body, a.size, a.lrs), []).append(a.scheme)
+    for a in worth_trying(advice):
+        groups.setdefault((a.where, a.body, a.size, a.lrs), []).append(a.scheme)
     # A scheme from a user's file is found again only with its file.
     typed = {find(name).name: name for name in plan.config.arch if name != ALL}
     commands = []

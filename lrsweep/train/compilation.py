@@ -14,7 +14,6 @@ from torch import Tensor
 
 from lrsweep.model import GPT, gpu_activation, gpu_embedding, gpu_heads, gpu_loss, gpu_norm
 from lrsweep.model.block import Block
-from lrsweep.model.norms import LayerNorm, RMSNorm
 from lrsweep.model.residual import joins_by_kernel
 from lrsweep.probes import gpu_logits, gpu_tokens
 from lrsweep.train.optimizers import Optimizer
@@ -67,9 +66,9 @@ def warm_ups(model: GPT, optimizer: Optimizer, dtype: torch.dtype, device: torch
     if model.plain_logits:
         jobs.append(job(gpu_loss.warm_up, shape.vocab_size, dtype, device))
     if block.attn.by_kernel:
-        normed = isinstance(block.attn.q_norm, LayerNorm | RMSNorm)
+        gains, centred = block.attn.head_norms()
         heads = job(gpu_heads.warm_up, shape.n_heads, shape.d_head, dtype, device)
-        jobs.append(job(heads, normed=normed, centred=normed and block.attn.q_norm.centred))
+        jobs.append(job(heads, normed=gains is not None, centred=centred))
     if block.mlp.plain:
         hidden = block.mlp.fc2.weight.shape[1]
         jobs.append(job(gpu_activation.warm_up, hidden, dtype, gated=block.mlp.gated, device=device))

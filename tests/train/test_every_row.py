@@ -176,8 +176,11 @@ def by_block() -> list[list[str]]:
     return list(groups.values())
 
 
-def check_compiled(names: list[str], body: str, backend: str, rtol: float) -> None:
-    """20 steps as the engine compiles them on a GPU, each block and a loss that has no kernels, against eager."""
+def check_compiled(names: list[str], body: str, backend: str, rtol: float, rtol_gradient: float) -> None:
+    """20 steps as the engine compiles them on a GPU, each block and a loss that has no kernels, against eager.
+
+    The gradient's norm may have a bound of its own.
+    """
     for name in names:
         stats = torch._dynamo.utils.counters["stats"]
         stats.clear()
@@ -185,11 +188,10 @@ def check_compiled(names: list[str], body: str, backend: str, rtol: float) -> No
         compiled._compile(backend)
         data = np.concatenate([DATA] * 5)
         runs = [engine.run(data, [3e-3] * 20, [ProbeLevel.ALL] * 20) for engine in (eager, compiled)]
-        compiled_losses, losses = (run.scalars_RxS[:, LOSS] for run in reversed(runs))
-        np.testing.assert_allclose(compiled_losses, losses, rtol=rtol, err_msg=name)
-        # Norms are more sensitive: initial weights that differ in the last bit move the gradient's by up to 3e-3 within
-        # these steps, where they move the loss by 1e-5 (the row that shows it most, olmo2+final_cap+qk_clip).
-        np.testing.assert_allclose(runs[1].scalars_RxS, runs[0].scalars_RxS, rtol=10 * rtol, err_msg=name)
+        for i, scalar in enumerate(SCALARS):
+            bound = rtol_gradient if scalar == "grad_norm" else rtol
+            found, expected = (run.scalars_RxS[:, i] for run in reversed(runs))
+            np.testing.assert_allclose(found, expected, rtol=bound, err_msg=f"{name} {scalar}")
         np.testing.assert_allclose(runs[1].layers_RxNxS, runs[0].layers_RxNxS, rtol=10 * rtol, atol=1e-6, err_msg=name)
         assert runs[0].scalars_RxS[-1, LOSS] < runs[0].scalars_RxS[0, LOSS]
         assert stats["unique_graphs"] == (1 if compiled.model.plain_logits else 2), "blocks share one graph"
@@ -199,7 +201,7 @@ def check_compiled(names: list[str], body: str, backend: str, rtol: float) -> No
 @pytest.mark.parametrize("names", by_block(), ids=" ".join)
 def test_traced_steps_equal_eager_ones(names: list[str], body: str) -> None:
     """Traced and differentiated ahead of time, run by eager kernels: losses to 1e-5."""
-    check_compiled(names, body, "aot_eager", 1e-5)
+    check_compiled(names, body, "aot_eager", 1e-5, 1e-5)
 
 
 @needs_triton
@@ -229,4 +231,6 @@ def test_traced_steps_with_the_blocks_kernels_equal_eager_ones(
 @pytest.mark.parametrize("names", by_block(), ids=" ".join)
 def test_compiled_steps_equal_eager_ones(names: list[str], body: str) -> None:
     """By inductor, which fuses and reorders sums: losses to 5e-4."""
-    check_compiled(names, body, "inductor", 5e-4)
+    # Initial weights that differ in their last bits move the gradient's norm by up to 3e-3 within these steps, and the
+    # loss by 4e-5 (the row that shows it most, olmo2+final_cap+qk_clip).
+    check_compiled(names, body, "inductor", 5e-4, 4e-3)
