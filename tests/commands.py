@@ -60,11 +60,12 @@ def sweep_under_way(folder: Path, *flags: str) -> Iterator[subprocess.Popen[str]
 
 def two_ranks(module: str, *arguments: str, root: Path, timeout: float) -> list[str]:
     """Run ``python -m MODULE RANK ARGUMENTS`` for ranks 0 and 1 side by side; what each wrote to standard error."""
+    paths = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
     ranks = [
         subprocess.Popen(
             [sys.executable, "-m", module, str(rank), *arguments],
             cwd=root,
-            env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
             stderr=subprocess.PIPE,
             text=True,
         )

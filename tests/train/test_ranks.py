@@ -81,10 +81,14 @@ def test_an_engine_on_two_ranks_does_what_it_does_alone(
     np.testing.assert_allclose(after, state(engine), rtol=1e-3, atol=1e-4)
 
 
-def test_the_ranks_agree_bitwise(both: list[Seen]) -> None:
-    for name, _ in CASES:
+def test_the_ranks_agree_bitwise(both: list[Seen], device: str) -> None:
+    for name, train in CASES:
+        n_params = Engine(EngineKey.of(case(name, train, "cpu"))).n_params()
         for ours, theirs in zip(*(seen["engines"][name] for seen in both), strict=True):
-            np.testing.assert_array_equal(ours, theirs)
+            np.testing.assert_array_equal(ours[:n_params], theirs[:n_params])
+            # σReparam's vectors, which each rank has of the same weights: on a GPU the compiler times several kernels,
+            # and two ranks need not choose the same.
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=0 if device == "cpu" else 1e-6)
 
 
 def test_a_nan_on_one_rank_is_guarded_on_both(both: list[Seen]) -> None:
