@@ -42,21 +42,24 @@ KERNELS: list[tuple[object, dict[str, str], Constants]] = [
         for widths in ((1,) * 6, (16, 16, 32, 32, 128, 32))
     ),
     *(
-        (kernel, types, {"HALF": half, "BLOCK": block, "COLUMNS": gpu_adamw._COLUMNS})
+        (kernel, types, {"HALF": half, "COLUMNS": gpu_adamw._COLUMNS, **blocks})
         for half in (False, True)
-        for kernel, block, types in (
+        for kernel, blocks, types in (
             (
                 gpu_adamw._adamw,
-                gpu_adamw._BLOCK,
+                {"BLOCK": gpu_adamw._BLOCK, "STAGES": gpu_adamw._STAGES},
                 {"finite_ptr": "*i1", "beta1": "fp32", "beta2": "fp32", "eps": "fp32"},
             ),
-            (gpu_adamw._adamw_squares, gpu_adamw._READ_BLOCK, {}),
+            (gpu_adamw._adamw_squares, {"BLOCK": gpu_adamw._READ_BLOCK}, {}),
         )
     ),
     *(
-        (kernel, {"logits_ptr": f"*{dtype}", "z_loss": "fp32", "factor": "fp32"}, {"BLOCK": gpu_loss._BLOCK})
+        (kernel, {"logits_ptr": f"*{dtype}", "z_loss": "fp32", "factor": "fp32"}, blocks)
         for dtype in ("bf16", "fp32")
-        for kernel in (gpu_loss._loss_forward, gpu_loss._loss_backward)
+        for kernel, blocks in (
+            (gpu_loss._loss_forward, {"BLOCK": gpu_loss._BLOCK}),
+            (gpu_loss._loss_backward, {"BLOCK": gpu_loss._BACK_BLOCK, "STAGES": gpu_loss._BACK_STAGES}),
+        )
     ),
     *(
         (kernel, {"ids_ptr": "*i32", "places_ptr": "*i32"}, {"CHUNK": gpu_embedding._CHUNK, "COLUMNS": columns})

@@ -20,7 +20,16 @@ from lrsweep.model.block import Block, ProbeLevel, Seen, SwigluMLP
 from lrsweep.model.geometry import project, row_axis
 from lrsweep.model.init import STDS, Site, draw, sites
 from lrsweep.model.linear import LINEARS
-from lrsweep.model.moments import Moments, SiteMoments, moments_of, stat_names, statistics
+from lrsweep.model.moments import (
+    LogitMoments,
+    Moments,
+    SiteMoments,
+    logit_moments,
+    moments_of,
+    site_moments,
+    stat_names,
+    statistics,
+)
 from lrsweep.model.norms import Gain, in_turn, norm_of, scale
 from lrsweep.probes import at_least_fp32
 from lrsweep.schemes import Scheme
@@ -124,12 +133,19 @@ class GPT(nn.Module):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
         return torch.zeros_like(x_BxTxD, dtype=dtype, requires_grad=torch.is_grad_enabled())
 
-    def moments(self, seen: Sequence[Seen], probe: ProbeLevel, sites: SiteMoments | None = None) -> Moments | None:
+    def logit_moments(self, seen: Sequence[Seen]) -> LogitMoments | None:
+        """Of the attention logits of some layers, in order, or of all; None if their blocks kept none."""
+        return logit_moments(seen, self.score.scale, self.score.cap)
+
+    def moments(self, sites: SiteMoments | None, logits: LogitMoments | None, probe: ProbeLevel) -> Moments | None:
         """What ``probe`` asks of a forward, as sums and maxima; None if its blocks kept nothing.
 
-        ``sites`` are those of :func:`lrsweep.model.moments.site_moments`, if they are at hand.
+        Args:
+            sites: :func:`lrsweep.model.moments.site_moments` of all layers.
+            logits: :meth:`logit_moments` of all layers.
+            probe: what was asked.
         """
-        return moments_of(seen, probe, self.score.scale, self.score.cap, sites)
+        return moments_of(sites, logits, probe, self.score.cap)
 
     def statistics(self, sums: Tensor, maxima: Tensor, batch: int, seq: int) -> Tensor:
         """Statistics (…, S) of ``batch`` sequences of ``seq`` tokens, columns as ``stat_names``, from their moments."""
@@ -141,7 +157,7 @@ class GPT(nn.Module):
         logits_BxTxV = self.logits(x_BxTxD)
         if probe == ProbeLevel.OFF:
             return logits_BxTxV, x_BxTxD.new_empty(len(seen), 0)
-        moments = self.moments(seen, probe)
+        moments = self.moments(site_moments(seen), self.logit_moments(seen), probe)
         assert moments is not None
         batch, seq = tokens_BxT.shape
         return logits_BxTxV, self.statistics(moments.sums_NxP, moments.maxima_NxP, batch, seq)
@@ -153,17 +169,23 @@ class GPT(nn.Module):
         return logits_BxTxV
 
     def loss_sums(
-        self, x_BxTxD: Tensor, head_VxD: Tensor, targets_BxT: Tensor, z_loss: float = 0.0, factor: float = 1.0
+        self,
+        x_BxTxD: Tensor,
+        head_VxD: Tensor,
+        targets_BxT: Tensor,
+        z_loss: float = 0.0,
+        factor: float = 1.0,
+        shared: bool = False,
     ) -> Tensor:
         """Sums (3) over tokens, of what :meth:`hidden` gives: what training minimizes, the loss, and log Z.
 
         Each times ``factor``. The first is the loss + ``z_loss``·log²Z; no gradient flows through the other two. Sums,
         so that it can go over a part of the tokens. On a GPU, logits that come out of the head as they are have kernels
-        of their own.
+        of their own, whose backward leaves room beside it where it has the GPU ``shared``.
         """
         logits_BxTxV = self.logits(x_BxTxD, head_VxD)
         if self.plain_logits and gpu_loss.serves(logits_BxTxV):
-            return gpu_loss.loss_sums(logits_BxTxV, targets_BxT, z_loss, factor)
+            return gpu_loss.loss_sums(logits_BxTxV, targets_BxT, z_loss, factor, shared=shared)
         nll_BxT, log_z_BxT = next_token_losses(logits_BxTxV, targets_BxT)
         loss = nll_BxT.sum()
         objective = loss + z_loss * log_z_BxT.square().sum() if z_loss else loss

@@ -14,10 +14,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lrsweep.triton_kernels import run_on, tl, triton
+from lrsweep.triton_kernels import multiprocessors, run_on, tl, triton
 
-_BLOCK = 4096
-_WARPS = 8
+_BLOCK, _WARPS = 4096, 8
+_BACK_BLOCK, _BACK_WARPS, _BACK_STAGES = 2048, 4, 4
+"""Of the way back, whose next blocks are on their way from memory into shared memory, where they take no registers."""
+_PROGRAMS, _PROGRAMS_BESIDE = 4, 2
+"""Programs of a multiprocessor that go back: enough to keep its memory busy; and, where products of queries and keys
+are to run beside them, few enough that those find room.
+"""
 
 
 def serves(logits: Tensor) -> bool:
@@ -25,13 +30,16 @@ def serves(logits: Tensor) -> bool:
     return run_on(logits)
 
 
-def loss_sums(logits_BxTxV: Tensor, targets_BxT: Tensor, z_loss: float, factor: float) -> Tensor:
+def loss_sums(
+    logits_BxTxV: Tensor, targets_BxT: Tensor, z_loss: float, factor: float, *, shared: bool = False
+) -> Tensor:
     """As :meth:`lrsweep.model.GPT.loss_sums`, from the logits, which the backward overwrites.
 
-    Where a logit is NaN or +inf the three sums are NaN.
+    Where a logit is NaN or +inf the three sums are NaN. A backward whose GPU is ``shared`` leaves room for others.
     """
     logits_MxV = logits_BxTxV.flatten(0, -2).contiguous()
-    sums_3: Tensor = _LossSums.apply(logits_MxV, targets_BxT.flatten().contiguous(), z_loss, factor)
+    programs = _PROGRAMS_BESIDE if shared else _PROGRAMS
+    sums_3: Tensor = _LossSums.apply(logits_MxV, targets_BxT.flatten().contiguous(), z_loss, factor, programs)
     return sums_3
 
 
@@ -44,7 +52,7 @@ def warm_up(vocab_size: int, dtype: torch.dtype, device: torch.device) -> None:
 
 class _LossSums(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits_MxV: Tensor, targets_M: Tensor, z_loss: float, factor: float) -> Tensor:
+    def forward(ctx: Any, logits_MxV: Tensor, targets_M: Tensor, z_loss: float, factor: float, programs: int) -> Tensor:
         n_tokens, vocab_size = logits_MxV.shape
         parts_3xM = logits_MxV.new_empty(3, n_tokens, dtype=torch.float32)
         log_z_M = logits_MxV.new_empty(n_tokens, dtype=torch.float32)
@@ -53,21 +61,21 @@ class _LossSums(torch.autograd.Function):
             BLOCK=_BLOCK, num_warps=_WARPS,
         )  # fmt: skip
         ctx.save_for_backward(logits_MxV, targets_M, log_z_M)
-        ctx.z_loss, ctx.factor = z_loss, factor
+        ctx.z_loss, ctx.factor, ctx.programs = z_loss, factor, programs
         return parts_3xM.sum(dim=1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient_3: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, gradient_3: Tensor) -> tuple[Tensor, None, None, None, None]:
         logits_MxV, targets_M, log_z_M = ctx.saved_tensors
         n_tokens, vocab_size = logits_MxV.shape
-        _loss_backward[(n_tokens,)](
-            logits_MxV, targets_M, log_z_M, gradient_3.contiguous(), vocab_size, ctx.z_loss, ctx.factor,
-            BLOCK=_BLOCK, num_warps=_WARPS,
+        _loss_backward[(min(n_tokens, ctx.programs * multiprocessors(logits_MxV.device)),)](
+            logits_MxV, targets_M, log_z_M, gradient_3.contiguous(), n_tokens, vocab_size, ctx.z_loss, ctx.factor,
+            BLOCK=_BACK_BLOCK, STAGES=_BACK_STAGES, num_warps=_BACK_WARPS,
         )  # fmt: skip
         # Autograd then says so if anybody else had kept the logits for a backward.
         torch.autograd.graph.increment_version(logits_MxV)
-        return logits_MxV, None, None, None
+        return logits_MxV, None, None, None, None
 
 
 if triton is not None:
@@ -107,28 +115,29 @@ if triton is not None:
         tl.store(log_z_ptr + token, log_z)
 
     @triton.jit
-    def _gradient(logits_ptr, at, inside, target, log2_z, of_softmax, of_loss):
-        x = tl.load(logits_ptr + at, mask=inside, other=0.0)
+    def _gradient(x, is_target, log2_z, of_softmax, of_loss):
         softmax = tl.exp2(x.to(tl.float32) * _LOG2_E - log2_z)
-        gradient = of_softmax * softmax - tl.where(at == target, of_loss, 0.0)
-        tl.store(logits_ptr + at, gradient.to(x.dtype), mask=inside)
+        return (of_softmax * softmax - tl.where(is_target, of_loss, 0.0)).to(x.dtype)
 
-    @triton.jit
+    @triton.jit(do_not_specialize=["n_tokens"])
     def _loss_backward(
-        logits_ptr, targets_ptr, log_z_ptr, gradient_ptr, vocab_size, z_loss, factor, BLOCK: tl.constexpr
-    ):
-        """Of one token: (1 + 2·z·log Z)·softmax, less 1 at the target, in place of its logits."""
-        token = tl.program_id(0).to(tl.int64)
-        logits_ptr += token * vocab_size
-        target = tl.load(targets_ptr + token)
-        log_z = tl.load(log_z_ptr + token)
+        logits_ptr, targets_ptr, log_z_ptr, gradient_ptr, n_tokens, vocab_size, z_loss, factor, BLOCK: tl.constexpr,
+        STAGES: tl.constexpr,
+    ):  # fmt: skip
+        """Of every so many-th token: (1 + 2·z·log Z)·softmax, less 1 at the target, in place of its logits."""
         of_loss = factor * tl.load(gradient_ptr)
-        of_softmax = of_loss * (1.0 + 2.0 * z_loss * log_z)
-        everything = tl.full([BLOCK], True, tl.int1)
         whole = vocab_size // BLOCK * BLOCK
-        for start in range(0, whole, BLOCK):
-            at = start + tl.arange(0, BLOCK)
-            _gradient(logits_ptr, at, everything, target, log_z * _LOG2_E, of_softmax, of_loss)
-        if whole < vocab_size:
-            at = whole + tl.arange(0, BLOCK)
-            _gradient(logits_ptr, at, at < vocab_size, target, log_z * _LOG2_E, of_softmax, of_loss)
+        for token in range(tl.program_id(0), n_tokens, tl.num_programs(0)):
+            row_ptr = logits_ptr + tl.cast(token, tl.int64) * vocab_size
+            target = tl.load(targets_ptr + token)
+            log_z = tl.load(log_z_ptr + token)
+            of_softmax = of_loss * (1.0 + 2.0 * z_loss * log_z)
+            for start in tl.range(0, whole, BLOCK, num_stages=STAGES):
+                at = start + tl.arange(0, BLOCK)
+                x = tl.load(row_ptr + at)
+                tl.store(row_ptr + at, _gradient(x, at == target, log_z * _LOG2_E, of_softmax, of_loss))
+            if whole < vocab_size:
+                at = whole + tl.arange(0, BLOCK)
+                inside = at < vocab_size
+                x = tl.load(row_ptr + at, mask=inside, other=0.0)
+                tl.store(row_ptr + at, _gradient(x, at == target, log_z * _LOG2_E, of_softmax, of_loss), mask=inside)

@@ -54,27 +54,44 @@ def site_moments(seen: Sequence[Seen]) -> SiteMoments | None:
     return squares_NxSxM.sum(dim=-1), squares_NxSxM.amax(dim=-1)
 
 
+LogitMoments = tuple[Tensor, Tensor]
+"""Largest logit of each head (N, H), and sums of squares (N, P − S)."""
+
+
+def logit_moments(seen: Sequence[Seen], scale: float, cap: float | None) -> LogitMoments | None:
+    """Of logits that are scored with ``scale`` and ``cap``, None if a forward kept none."""
+    if not seen[0].logits:
+        return None
+    return causal_logit_sums([(s.logits[0], s.logits[1]) for s in seen], scale=scale, cap=cap)
+
+
+def joined(parts: Sequence[LogitMoments]) -> LogitMoments | None:
+    """Of all layers, from those of some layers each; None if there are none."""
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    heads, sums = zip(*parts, strict=True)
+    return torch.cat(heads), torch.cat(sums)
+
+
 @torch.no_grad()
 def moments_of(
-    seen: Sequence[Seen], probe: ProbeLevel, scale: float, cap: float | None, sites: SiteMoments | None = None
+    sites: SiteMoments | None, logits: LogitMoments | None, probe: ProbeLevel, cap: float | None
 ) -> Moments | None:
-    """The moments of a forward, None if it kept nothing; ``scale`` and ``cap`` are those of its scores.
+    """The moments of a forward from its :func:`site_moments` and :func:`logit_moments`, None if it kept nothing.
 
     Columns hold what ``probe`` asks for. A row that clips its heads keeps logits without being asked: their largest are
-    then in ``head_maxima_NxH`` alone. ``sites`` are its :func:`site_moments`, if they are at hand.
+    then in ``head_maxima_NxH`` alone.
     """
-    n, n_logits = len(seen), 1 if cap is None else 2
-    sites = site_moments(seen) if sites is None else sites
     if sites is None:
-        if not seen[0].logits:
+        if logits is None:
             return None
-        nothing_NxS = seen[0].logits[0].new_full((n, len(SITES)), torch.nan, dtype=torch.float32)
+        nothing_NxS = logits[0].new_full((len(logits[0]), len(SITES)), torch.nan)
         sites = nothing_NxS, nothing_NxS
     site_sums, site_maxima = sites
-    heads_NxH = site_sums.new_full((n, 1), torch.nan)
-    logit_sums = logit_maxima = heads_NxH.expand(-1, n_logits)
-    if seen[0].logits:
-        heads_NxH, sums = causal_logit_sums([(s.logits[0], s.logits[1]) for s in seen], scale=scale, cap=cap)
+    heads_NxH = site_sums.new_full((len(site_sums), 1), torch.nan)
+    logit_sums = logit_maxima = heads_NxH.expand(-1, 1 if cap is None else 2)
+    if logits is not None:
+        heads_NxH, sums = logits
         if probe == ProbeLevel.ALL:
             largest = heads_NxH.amax(dim=-1, keepdim=True)
             capped = [] if cap is None else [cap * torch.tanh(largest / cap)]

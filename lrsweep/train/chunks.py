@@ -23,16 +23,25 @@ def n_chunks(n_tokens: int, vocab_size: int) -> int:
 
 
 def loss_by_chunks(
-    sums_of: SumsOf, x_BxTxD: Tensor, head_VxD: Tensor, targets_BxT: Tensor, *, chunks: int
+    sums_of: SumsOf,
+    x_BxTxD: Tensor,
+    head_VxD: Tensor,
+    targets_BxT: Tensor,
+    *,
+    chunks: int,
+    before_backward: Callable[[int], None],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The sums, and the gradients of the first on the stream and on the head's matrix.
 
-    Gradients of other parameters that ``sums_of`` reaches are added to what they have.
+    Gradients of other parameters that ``sums_of`` reaches are added to what they have. ``before_backward`` is called
+    with the number of each part between its loss and its backward.
     """
     x_MxD, head = x_BxTxD.flatten(0, 1).detach().requires_grad_(), head_VxD.detach().requires_grad_()
     totals = []
-    for x, targets in zip(x_MxD.chunk(chunks), targets_BxT.flatten().chunk(chunks), strict=True):
+    parts = zip(x_MxD.chunk(chunks), targets_BxT.flatten().chunk(chunks), strict=True)
+    for i, (x, targets) in enumerate(parts):
         sums = sums_of(x[None], head, targets[None])
+        before_backward(i)
         sums[0].backward()  # type: ignore[no-untyped-call]
         totals.append(sums.detach())
     assert x_MxD.grad is not None

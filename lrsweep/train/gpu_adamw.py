@@ -18,15 +18,16 @@ from lrsweep.triton_kernels import multiprocessors, tl, triton
 
 _COLUMNS = 7
 """Of the table: addresses of weight, gradient, first and second moment, bf16 copy; number of elements; group."""
-_PROGRAMS = 2
-"""Programs of a multiprocessor that update: enough to keep its memory busy, and few enough that those that multiply
-queries and keys find room beside them.
+_PROGRAMS, _STAGES = 2, 3
+"""Programs of a multiprocessor that update, and blocks of each on their way from memory into shared memory, where they
+take no registers: enough to keep the memory busy, and so few programs that those that multiply queries and keys find
+room beside them.
 """
 _READERS = 12
 """Programs of a multiprocessor that only read gradients."""
 _ROUNDS = 16
 """Chunks of a program to aim at, so that all end at about the same time."""
-_BLOCK, _READ_BLOCK = 1024, 1024
+_BLOCK, _READ_BLOCK = 512, 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +151,7 @@ class _Alike:
         beta1, beta2 = self._betas
         _adamw[(self._moved.shape[1],)](
             table, self._decays, rates, self._steps, finite, divisor, self._moved, n_rows,
-            beta1, beta2, self._eps, HALF=self._has_half, BLOCK=_BLOCK, COLUMNS=_COLUMNS, num_warps=4,
+            beta1, beta2, self._eps, HALF=self._has_half, BLOCK=_BLOCK, COLUMNS=_COLUMNS, STAGES=_STAGES, num_warps=4,
         )  # fmt: skip
 
     def _gradients(self) -> list[Tensor]:
@@ -207,12 +208,17 @@ if triton is not None:
         weights, gradients, firsts, seconds, halves, moved, length, inside, finite,
         divisor, shrink, rate, beta1, beta2, bias1, bias2, eps, HALF: tl.constexpr,
     ):  # fmt: skip
-        """Update one block; the sums with its part."""
-        old = tl.load(weights, mask=inside, other=0.0)
-        inside = inside & finite
-        g = tl.load(gradients, mask=inside, other=0.0).to(tl.float32) / divisor
-        first = tl.load(firsts, mask=inside, other=0.0)
-        second = tl.load(seconds, mask=inside, other=0.0)
+        """Update one block, all of it where ``inside`` is None; the sums with its part."""
+        if inside is None:
+            old, g, first, second = tl.load(weights), tl.load(gradients), tl.load(firsts), tl.load(seconds)
+            inside = finite
+        else:
+            old = tl.load(weights, mask=inside, other=0.0)
+            g = tl.load(gradients, mask=inside, other=0.0)
+            first = tl.load(firsts, mask=inside, other=0.0)
+            second = tl.load(seconds, mask=inside, other=0.0)
+            inside = inside & finite
+        g = g.to(tl.float32) / divisor
         first += (1.0 - beta1) * (g - first)
         second = beta2 * second + (1.0 - beta2) * g * g
         new = old * shrink - rate / bias1 * first / (tl.sqrt(second) / bias2 + eps)
@@ -246,7 +252,7 @@ if triton is not None:
     @triton.jit(do_not_specialize=["n_rows"])
     def _adamw(
         table_ptr, decays_ptr, rates_ptr, steps_ptr, finite_ptr, divisor_ptr, partial_ptr, n_rows, beta1, beta2, eps,
-        HALF: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
+        HALF: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
     ):  # fmt: skip
         """A program's chunks: θ ← θ·(1 − η·λ) − η·m̂/(√v̂ + ε)."""
         gradient_type: tl.constexpr = tl.bfloat16 if HALF else tl.float32
@@ -257,7 +263,6 @@ if triton is not None:
         bias2 = tl.sqrt(1.0 - tl.exp2(steps * tl.log2(beta2)))
         moved = tl.zeros([BLOCK], tl.float32)
         length = tl.zeros([BLOCK], tl.float32)
-        everything = tl.full([BLOCK], True, tl.int1)
         for i in range(tl.program_id(0), n_rows, tl.num_programs(0)):
             row = table_ptr + i * COLUMNS
             # All start on 16 bytes: four numbers go by one instruction.
@@ -271,10 +276,10 @@ if triton is not None:
             rate = tl.load(rates_ptr + group)
             shrink = 1.0 - rate * tl.load(decays_ptr + group)
             whole = size // BLOCK * BLOCK
-            for start in range(0, whole, BLOCK):
+            for start in tl.range(0, whole, BLOCK, num_stages=STAGES):
                 at = start + tl.arange(0, BLOCK)
                 moved, length = _block(
-                    weights + at, gradients + at, firsts + at, seconds + at, halves + at, moved, length, everything,
+                    weights + at, gradients + at, firsts + at, seconds + at, halves + at, moved, length, None,
                     finite, divisor, shrink, rate, beta1, beta2, bias1, bias2, eps, HALF,
                 )  # fmt: skip
             if whole < size:

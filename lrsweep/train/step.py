@@ -11,6 +11,7 @@ P columns of the moments, H heads.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ from torch import Tensor
 from lrsweep.config import Body, ModelShape, TrainConfig, TrialSpec
 from lrsweep.model import GPT, ProbeLevel, gpu_embedding, init_weights
 from lrsweep.model.block import Seen
-from lrsweep.model.moments import Moments, SiteMoments, site_moments
+from lrsweep.model.moments import LogitMoments, Moments, SiteMoments, joined, site_moments
 from lrsweep.schemes import Scheme
 from lrsweep.train.capture import Graphs, streams
 from lrsweep.train.chunks import loss_by_chunks, n_chunks
@@ -192,8 +193,15 @@ class Engine:
         if self._ranks is not None:
             self._ranks.armed = complete
 
-    def _forward_backward(self, probe: ProbeLevel, last: bool) -> tuple[Tensor, list[Seen], SiteMoments | None]:
-        """Gradients of one micro-batch, added to those at hand; sums over its tokens (3), and what its blocks keep."""
+    def _forward_backward(
+        self, probe: ProbeLevel, last: bool
+    ) -> tuple[Tensor, list[Seen], SiteMoments | None, list[LogitMoments]]:
+        """Gradients of one micro-batch, added to those at hand.
+
+        Returns:
+            Sums over its tokens (3); what its blocks keep, which the branch beside may still be reading; and, as far as
+            that has been measured, the moments of its sites, and of the logits of its first layers.
+        """
         window_BxT = self._windows_RMxBxT.index_select(0, self._window)[0].long()
         orders = self._orders_RMx2xM
         order_2xM = None if orders is None else orders.index_select(0, self._window)[0]
@@ -211,18 +219,36 @@ class Engine:
             sums = self._sums_of(x_BxTxD, head_VxD, targets_BxT)
             self._arm(last)
             sums.backward(self._objective)  # type: ignore[no-untyped-call]
-            return sums.detach(), seen, sites
+            return sums.detach(), seen, sites, []
+        # The products of queries and keys keep the tensor cores busy, the gradient of so many logits only the memory.
+        # The last micro-batch's can wait for the update, which is longer.
+        n_layers = 0 if last or not seen[0].logits else len(seen)
+        logits: list[LogitMoments] = []
+
+        def measure_some(chunk: int) -> None:
+            if layers := seen[chunk * n_layers // chunks : (chunk + 1) * n_layers // chunks]:
+                with self._beside():
+                    logits.extend(self._logit_moments(layers))
+
         self._arm(False)  # What lies behind the stream gets a part of its gradient with each chunk.
-        sums, *gradients = loss_by_chunks(self._sums_of, x_BxTxD, head_VxD, targets_BxT, chunks=chunks)
+        sums_of = functools.partial(self._sums_of, shared=n_layers > 0)
+        sums, *gradients = loss_by_chunks(
+            sums_of, x_BxTxD, head_VxD, targets_BxT, chunks=chunks, before_backward=measure_some
+        )
         self._arm(last)
         torch.autograd.backward([x_BxTxD, head_VxD], gradients)
-        return sums, seen, sites
+        return sums, seen, sites, logits
 
-    def _sums_of(self, x_BxTxD: Tensor, head_VxD: Tensor, targets_BxT: Tensor) -> Tensor:
-        """A part of the means over the batch."""
+    def _logit_moments(self, layers: Sequence[Seen]) -> list[LogitMoments]:
+        """One, or none where the layers kept no logits."""
+        moments = self.model.logit_moments(layers) if layers else None
+        return [] if moments is None else [moments]
+
+    def _sums_of(self, x_BxTxD: Tensor, head_VxD: Tensor, targets_BxT: Tensor, *, shared: bool = False) -> Tensor:
+        """A part of the means over the batch; ``shared`` if others run beside its backward."""
         per_token = 1 / (self.key.train.batch_size * self.key.shape.seq_len)
         with self._autocast():
-            return self._loss_sums(x_BxTxD, head_VxD, targets_BxT, self.key.train.z_loss, per_token)
+            return self._loss_sums(x_BxTxD, head_VxD, targets_BxT, self.key.train.z_loss, per_token, shared)
 
     @contextlib.contextmanager
     def _beside(self) -> Iterator[None]:
@@ -240,11 +266,11 @@ class Engine:
 
     def _step(self, probe: ProbeLevel, last: bool = True) -> None:
         """One micro-batch; with the ``last`` of a step, its update and statistics."""
-        sums, seen, sites = self._forward_backward(probe, last)
+        sums, seen, sites, logits = self._forward_backward(probe, last)
         with torch.no_grad():
-            # The products of queries and keys keep the tensor cores busy, the update only the memory.
-            with self._beside():
-                moments = self.model.moments(seen, probe, sites)
+            with self._beside():  # The update, too, keeps only the memory busy.
+                logits += self._logit_moments(seen[sum(len(heads_NxH) for heads_NxH, _ in logits) :])
+                moments = self.model.moments(sites, joined(logits), probe)
                 if self._micros > 1 and moments is not None:
                     moments = self._add_up(moments)
             if self._micros > 1:

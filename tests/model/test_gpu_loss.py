@@ -23,11 +23,13 @@ def targets_of(vocab: int) -> Tensor:
     return torch.tensor([[0, vocab - 1, vocab // 2], [1 % vocab, vocab // 3, 0]], device=KERNEL_DEVICE)
 
 
-def measured(logits: Tensor, targets: Tensor, z_loss: float, factor: float = 1.0) -> tuple[Tensor, Tensor]:
+def measured(
+    logits: Tensor, targets: Tensor, z_loss: float, factor: float = 1.0, *, shared: bool = False
+) -> tuple[Tensor, Tensor]:
     """The sums times ``factor``, and the gradient of twice the first."""
     from lrsweep.model.gpu_loss import loss_sums
 
-    sums = loss_sums(logits * 1.0, targets, z_loss, factor)  # The kernel may write on what it is given.
+    sums = loss_sums(logits * 1.0, targets, z_loss, factor, shared=shared)  # The kernel may write on what it is given.
     (gradient,) = torch.autograd.grad(sums[0] * 2.0, logits)
     return sums.detach().double().cpu(), gradient.double().cpu()
 
@@ -41,7 +43,7 @@ def reference(logits: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, T
     return torch.stack([objective, loss, log_z.sum()]).detach(), 2 * gradient
 
 
-@pytest.mark.parametrize("vocab", [1, 7, 4095, 4096, 4097, 10_000])
+@pytest.mark.parametrize("vocab", [1, 7, 2047, 2048, 2049, 4095, 4096, 4097, 10_000])
 @pytest.mark.parametrize("z_loss", [0.0, 0.1])
 def test_sums_and_gradients_equal_float64(vocab: int, z_loss: float) -> None:
     """Vocabularies below, at and above the kernel's blocks; a factor is in sums and gradient."""
@@ -50,6 +52,12 @@ def test_sums_and_gradients_equal_float64(vocab: int, z_loss: float) -> None:
     expected_sums, expected = reference(logits, targets, z_loss)
     torch.testing.assert_close(sums, 0.25 * expected_sums, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(gradient, 0.25 * expected, rtol=1e-4, atol=1e-7)
+
+
+def test_a_backward_that_leaves_room_gives_the_same() -> None:
+    logits, targets = logits_of(5000), targets_of(5000)
+    alone, beside = (measured(logits, targets, 0.1, shared=shared) for shared in (False, True))
+    assert all(map(torch.equal, alone, beside))
 
 
 def test_half_precision_is_read_and_written_but_not_computed_in() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lrsweep.config import ModelShape, TrainConfig
 from lrsweep.model import ProbeLevel
+from lrsweep.model.moments import site_moments
 from lrsweep.schemes import Scheme, find
 from lrsweep.train.step import SCALARS, Engine, EngineKey
 from tests.model.reference import BODIES, randomise
@@ -58,7 +59,7 @@ def head_maxima(engine: Engine) -> Tensor:
     model = engine.model.eval()
     seen = model.hidden(torch.from_numpy(BATCH[0, :, :-1]), ProbeLevel.ALL)[1]
     model.train()
-    moments = model.moments(seen, ProbeLevel.ALL)
+    moments = model.moments(site_moments(seen), model.logit_moments(seen), ProbeLevel.ALL)
     assert moments is not None
     return moments.head_maxima_NxH[0]
 

@@ -713,7 +713,9 @@ def test_a_bad_micro_batch_spoils_its_step_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("micro_batch", [None, 1])
-@pytest.mark.parametrize("name", ["preln", "qknorm+zloss", "sigma_reparam", "ngpt", "preln+final_cap"])
+@pytest.mark.parametrize(
+    "name", ["preln", "qknorm+zloss", "sigma_reparam", "ngpt", "preln+final_cap", "soft_cap", "preln+qk_clip"]
+)
 def test_chunks_of_tokens_change_the_loss_by_rounding_alone(
     name: str, micro_batch: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
