@@ -11,23 +11,28 @@ from typing import Literal, get_args
 import numpy as np
 import pandas as pd
 
-from lrsweep.analysis.outcomes import SCHEME_KEYS
+from lrsweep.analysis.bracket import walk
+from lrsweep.analysis.outcomes import SCHEME_KEYS, judge
 
 _EXTEND_BY = 3
 _REFINE_BY = 2
 _LONE_RATIO = math.sqrt(10)
+_PLATEAU_RATIO, _PLATEAU_LRS = 4, 2
+"""Of the largest stable LR at 2ε to that at ε, to be exceeded; and tested LRs that lie between them, at least. Of 32
+brackets in five sweeps at 10M and 30M the ratio is 1 or 2 at 25, 4 at one, and 8 to 64 at six whose losses flatten out.
+"""
 
-
-Where = Literal["above", "below", "edge", "inside"]
+Where = Literal["above", "below", "edge", "plateau", "inside"]
 """``above`` the grid: no unstable LR. ``below``: no stable LR. ``edge``: bracketed, but the best loss is at the lowest
-LR, and if a lower one has a better loss, more trials are ε above that and the bracket lies too high. ``inside``:
-bracketed otherwise, or nothing ran. The most pressing first.
+LR, and if a lower one has a better loss, more trials are ε above that and the bracket lies too high. ``plateau``: the
+losses of several LRs above the bracket lie between ε and 2ε above the best, so it tells more of ε, and of how long
+was trained, than of an edge. ``inside``: bracketed otherwise, or nothing ran. The most pressing first.
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GridAdvice:
-    """Learning rates that extend one scheme's grid, or refine its bracket."""
+    """Learning rates that extend one scheme's grid, refine its bracket, or are worth a longer training."""
 
     scheme: str
     """Label of the scheme."""
@@ -38,22 +43,28 @@ class GridAdvice:
     where: Where
     """Where the frontier lies."""
     lrs: tuple[float, ...]
-    """Ascending; empty if nothing ran, or if the bracket is too tight for a value of three digits inside."""
+    """Ascending; of a plateau those of the grid, from the best to its end. Empty if nothing ran, or if the bracket is
+    too tight for a value of three digits inside.
+    """
 
 
 def grid_advice(frontier: pd.DataFrame, trials: pd.DataFrame) -> tuple[GridAdvice, ...]:
-    """One advice for each row of ``frontier``, the grid being the LRs that ``trials`` tested for it.
+    """One advice for each row of ``frontier``, that of ``trials``; the grid is the LRs that these tested for it.
 
     Outside the grid, and at its edge, its spacing is continued by three values on that side (half decades if it has one
-    LR); inside, two geometric points are laid into the bracket. Values are rounded to three digits.
+    LR); inside, two geometric points are laid into the bracket. Values are rounded to three digits. A plateau is where
+    the largest stable LR at twice the frontier's ε is more than four times as high, and at least two tested LRs are
+    stable then that were not.
     """
     ran = trials[trials["verdict"] != "error"]
     grids = {key: np.unique(group["lr"]) for key, group in ran.groupby(SCHEME_KEYS)}
+    doubled = {size: 2 * epsilon for size, epsilon in zip(frontier["size"], frontier["epsilon"], strict=True)}
+    lenient = {key: walk(group).max_stable_lr for key, group in judge(trials, doubled).groupby(SCHEME_KEYS)}
     advice = []
     columns = [*SCHEME_KEYS, "max_stable_lr", "min_unstable_lr", "best_lr"]
-    for scheme, body, size, *found in frontier[columns].itertuples(index=False, name=None):
-        lrs = [float(lr) for lr in grids.get((scheme, body, size), ())]
-        where, values = _advise(lrs, *found)
+    for scheme, body, size, low, high, best in frontier[columns].itertuples(index=False, name=None):
+        key = scheme, body, size
+        where, values = _advise([float(lr) for lr in grids.get(key, ())], low, high, best, lenient[key])
         advice.append(GridAdvice(scheme=scheme, body=body, size=size, where=where, lrs=values))
     return tuple(advice)
 
@@ -63,7 +74,9 @@ def worth_trying(advice: Iterable[GridAdvice]) -> list[GridAdvice]:
     return sorted((a for a in advice if a.lrs), key=lambda a: get_args(Where).index(a.where))
 
 
-def _advise(lrs: list[float], max_stable: float, min_unstable: float, best: float) -> tuple[Where, tuple[float, ...]]:
+def _advise(
+    lrs: list[float], max_stable: float, min_unstable: float, best: float, lenient: float
+) -> tuple[Where, tuple[float, ...]]:
     if not lrs:
         return "inside", ()
     if math.isnan(min_unstable):
@@ -71,6 +84,9 @@ def _advise(lrs: list[float], max_stable: float, min_unstable: float, best: floa
     if math.isnan(max_stable) or best == lrs[0]:
         downward = _continue([1 / lr for lr in reversed(lrs)])
         return "below" if math.isnan(max_stable) else "edge", tuple(_round(1 / x) for x in reversed(downward))
+    n_between = sum(max_stable < lr <= lenient for lr in lrs)
+    if lenient > _PLATEAU_RATIO * max_stable and n_between >= _PLATEAU_LRS:
+        return "plateau", tuple(lr for lr in lrs if best <= lr <= lenient)
     inside = np.geomspace(max_stable, min_unstable, _REFINE_BY + 2)[1:-1]
     return "inside", tuple(lr for lr in map(_round, inside) if max_stable < lr < min_unstable)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from lrsweep.analysis import GridAdvice, Where, worth_trying
-from lrsweep.config import SweepConfig
 from lrsweep.errors import DONE, OUTSIDE_GRID, TRIAL_ERRORS, UserError
 from lrsweep.report import Report, write_report
 from lrsweep.report.tables import frontier_text, to_rich
@@ -21,6 +21,7 @@ _WHY: dict[Where, str] = {
     "above": "the frontier lies above the grid; extend it",
     "below": "the frontier lies below the grid; extend it",
     "edge": "the best loss is at the lowest LR, so the bracket may lie too high; extend the grid below",
+    "plateau": "the bracket cuts a plateau (at twice the ε it lies more than 4 times as high); train longer",
     "inside": "narrow the bracket",
 }
 
@@ -34,14 +35,18 @@ def next_commands(plan: Plan, advice: tuple[GridAdvice, ...]) -> list[tuple[str,
     typed = {find(name).name: name for name in plan.config.arch if name != ALL}
     commands = []
     for (where, body, size, lrs), schemes in groups.items():
-        config: SweepConfig = plan.config
+        config, out = plan.config, str(relative(plan.out))
+        if where == "plateau":
+            # Trials of another length are of another sweep, which has a folder of its own.
+            steps = 2 * next(spec.train.steps for spec in plan.specs if spec.size == size)
+            config, out = replace(config, steps=steps), f"{out}-{steps}steps"
         command = command_for(
             config,
             arch=tuple(typed.get(name, name) for name in schemes),
             body=(body,),
             size=(size,),
             lrs=lrs,
-            out=str(relative(plan.out)),
+            out=out,
         )
         commands.append((f"{', '.join(schemes)}: {_WHY[where]}", command))
     return commands

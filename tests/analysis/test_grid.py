@@ -1,5 +1,7 @@
 """Which learning rates to try next."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
@@ -65,6 +67,37 @@ def test_a_bracket_above_a_best_loss_at_the_lowest_lr_may_lie_too_high():
     )
     assert advise(trials).where == "edge"
     assert advise(make_curve({2.5e-4: 2.5, 5e-4: 1.9} | found)).where == "inside"
+
+
+@pytest.mark.parametrize(
+    ("found", "where", "lrs"),
+    [
+        # Losses ε to 2ε above the best, over a factor of 8, 4 and 10 in the LR; the last with no LR between.
+        ({0.05: 2.1, 0.1: 2.0, 0.2: 2.4, 0.4: 2.4, 0.8: 2.3, 1.6: 3.0}, "plateau", (0.1, 0.2, 0.4, 0.8)),
+        ({0.05: 2.1, 0.1: 2.0, 0.2: 2.4, 0.4: 2.4, 0.8: 3.0}, "inside", (0.126, 0.159)),
+        ({0.01: 2.1, 0.1: 2.0, 1.0: 2.4, 10.0: 3.0}, "inside", (0.215, 0.464)),
+        # Beyond 2ε, or diverged on the way, it is no plateau.
+        ({0.05: 2.1, 0.1: 2.0, 0.2: 2.4, 0.4: 2.6, 0.8: 2.3}, "inside", (0.126, 0.159)),
+        ({0.05: 2.1, 0.1: 2.0, 0.2: 2.4, 0.4: "diverged", 0.8: 2.3}, "inside", (0.126, 0.159)),
+        # Off the grid, and at its edge, that comes first.
+        ({0.1: 2.0, 0.2: 2.4, 0.4: 2.4, 0.8: 2.3}, "edge", (0.0125, 0.025, 0.05)),
+        ({0.1: 2.1, 0.2: 2.0, 0.4: 2.2, 0.8: 2.1}, "above", (1.6, 3.2, 6.4)),
+    ],
+)
+def test_a_bracket_that_cuts_a_plateau_asks_for_longer_training(found, where, lrs):
+    advice = advise(make_curve(found))
+    assert advice.where == where
+    assert advice.lrs == pytest.approx(lrs)
+
+
+def test_of_the_reference_sweeps_those_that_flatten_out(root: Path) -> None:
+    """As their entries in results/LOG.md say of the figures: qkv_norm at 10M, and three at 30M that had not settled."""
+    found = {}
+    for name in ("rybakov-ten-10m", "rybakov-ten-30m"):
+        trials = pd.read_parquet(root / "results" / "reference" / name / "trials.parquet")
+        advice = grid_advice(frontier(trials, 0.5), trials)
+        found[name] = {a.scheme for a in advice if a.where == "plateau"}
+    assert found == {"rybakov-ten-10m": {"qkv_norm"}, "rybakov-ten-30m": {"qknorm", "qknorm_cap", "qkv_norm"}}
 
 
 def test_an_lr_that_failed_is_not_of_the_grid():

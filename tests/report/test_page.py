@@ -95,14 +95,17 @@ def test_advice_says_which_side(tmp_path):
         GridAdvice(scheme="in", body="gpt", size="2m", where="inside", lrs=(0.2, 0.4)),
         GridAdvice(scheme="tight", body="gpt", size="2m", where="inside", lrs=()),
         GridAdvice(scheme="best", body="gpt", size="2m", where="edge", lrs=(1e-3,)),
+        GridAdvice(scheme="flat", body="gpt", size="2m", where="plateau", lrs=(0.1, 0.2, 0.8)),
         GridAdvice(scheme="low", body="gpt", size="2m", where="below", lrs=(1e-4, 3e-4)),
     ]
     items = ["".join(e.itertext()) for e in parse(render_page(content(tmp_path, advice=tuple(sides)))).iter("li")]
-    assert len(items) == 3
+    assert len(items) == 4
     assert "low (gpt 2m): no learning rate was stable" in items[0]
     assert items[0].endswith("1e-4, 3e-4")
     assert "best (gpt 2m): the best loss is at the lowest learning rate" in items[1]
-    assert items[2].endswith("0.2, 0.4")
+    assert "flat (gpt 2m): at twice the ε" in items[2]
+    assert items[2].endswith("train longer at 0.1, 0.2, 0.8")
+    assert items[3].endswith("0.2, 0.4")
 
 
 def test_sections_without_a_row_are_left_out(tmp_path):

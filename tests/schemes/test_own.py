@@ -119,6 +119,14 @@ def test_the_plan_keeps_how_a_file_was_named_and_the_next_command_too(mine: Path
     [(why, command)] = next_commands(plan, (advice,))
     assert why.startswith("mine+zloss: ")
     assert f"--arch '{mine}:mine+zloss' " in command or f"--arch {mine}:mine+zloss " in command
+    # A longer training is another sweep, in a folder beside this one's.
+    advice = GridAdvice(scheme="qknorm", body="gpt", size="0.2m", where="plateau", lrs=(1e-3, 1e-2))
+    [(why, command)] = next_commands(plan, (advice,))
+    assert "plateau" in why
+    assert "--arch qknorm " in command
+    assert "--lrs 0.001 0.01 " in command
+    assert "--steps 4 " in command
+    assert f"{tmp_path / 'r'}-4steps" in command
 
 
 @pytest.mark.xdist_group("ray")
