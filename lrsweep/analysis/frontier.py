@@ -8,7 +8,7 @@ import pandas as pd
 from lrsweep.analysis.bracket import walk
 from lrsweep.analysis.dose_response import fit_lr50
 from lrsweep.analysis.losses import best_point, lr_sensitivity, spikes_per_1k
-from lrsweep.analysis.outcomes import SCHEME_KEYS, Epsilon, epsilon_of, judge
+from lrsweep.analysis.outcomes import SCHEME_KEYS, Epsilon, classify, compare_siblings, epsilon_of
 from lrsweep.analysis.spike_scores import rate_per_1k
 
 FRONTIER_COLUMNS = (
@@ -19,6 +19,8 @@ FRONTIER_COLUMNS = (
     "seeds",
     "max_stable_lr",
     "min_unstable_lr",
+    "max_stable_lr_2eps",
+    "min_unstable_lr_2eps",
     "lr50",
     "lr50_lo",
     "lr50_hi",
@@ -34,8 +36,9 @@ def frontier(trials: pd.DataFrame, epsilon: Epsilon, spikes: pd.DataFrame | None
     """The frontier with :data:`FRONTIER_COLUMNS`, sorted by scheme, body and size.
 
     ``epsilon`` in nats; ``seeds`` counts those with a trial that is no error; ``max_stable_lr`` and
-    ``min_unstable_lr`` are the bracket of the seeds' vote (:func:`~lrsweep.analysis.bracket.walk`); ``lr50``,
-    ``lr50_lo`` and ``lr50_hi`` the fit to all outcomes but the undertrained, which tell nothing of the
+    ``min_unstable_lr`` are the bracket of the seeds' vote (:func:`~lrsweep.analysis.bracket.walk`), and
+    ``max_stable_lr_2eps`` and ``min_unstable_lr_2eps`` the same at twice the ε, to show how much of it is ε's choice;
+    ``lr50``, ``lr50_lo`` and ``lr50_hi`` the fit to all outcomes but the undertrained, which tell nothing of the
     frontier (:func:`~lrsweep.analysis.dose_response.fit_lr50`); ``best_loss`` and ``best_lr`` the lowest
     point of the seed-mean curve; ``lr_sensitivity`` in nats; ``spikes_per_1k`` over 1,000 steps, and
     ``same_batch_spikes_per_1k`` those against the siblings on the same batches, of the trials that ``spikes`` scores.
@@ -50,18 +53,22 @@ def frontier(trials: pd.DataFrame, epsilon: Epsilon, spikes: pd.DataFrame | None
         ValueError: ε is negative or NaN, or a size has none.
     """
     rows = []
-    for key, group in judge(trials, epsilon).groupby(SCHEME_KEYS, sort=True):
-        bracket = walk(group)
+    for key, compared in compare_siblings(trials).groupby(SCHEME_KEYS, sort=True):
+        own_epsilon = epsilon_of(epsilon, str(key[2]))
+        group = classify(compared, own_epsilon)
+        bracket, lenient = walk(group), walk(classify(compared, 2 * own_epsilon))
         telling = group[~group["outcome"].isin(("undertrained", "error"))]
         lr50 = fit_lr50(telling["lr"].to_numpy(dtype=float), telling["unstable"].to_numpy(dtype=np.bool_))
         best = best_point(group)
         rows.append(
             (
                 *key,
-                epsilon_of(epsilon, str(key[2])),
+                own_epsilon,
                 group.loc[group["outcome"] != "error", "seed"].nunique(),
                 bracket.max_stable_lr,
                 bracket.min_unstable_lr,
+                lenient.max_stable_lr,
+                lenient.min_unstable_lr,
                 lr50.median,
                 lr50.lo,
                 lr50.hi,

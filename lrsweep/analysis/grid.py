@@ -11,8 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 import pandas as pd
 
-from lrsweep.analysis.bracket import walk
-from lrsweep.analysis.outcomes import SCHEME_KEYS, judge
+from lrsweep.analysis.outcomes import SCHEME_KEYS
 
 _EXTEND_BY = 3
 _REFINE_BY = 2
@@ -49,7 +48,7 @@ class GridAdvice:
 
 
 def grid_advice(frontier: pd.DataFrame, trials: pd.DataFrame) -> tuple[GridAdvice, ...]:
-    """One advice for each row of ``frontier``, that of ``trials``; the grid is the LRs that these tested for it.
+    """One advice for each row of ``frontier``, the grid being the LRs that ``trials`` tested for it.
 
     Outside the grid, and at its edge, its spacing is continued by three values on that side (half decades if it has one
     LR); inside, two geometric points are laid into the bracket. Values are rounded to three digits. A plateau is where
@@ -58,13 +57,10 @@ def grid_advice(frontier: pd.DataFrame, trials: pd.DataFrame) -> tuple[GridAdvic
     """
     ran = trials[trials["verdict"] != "error"]
     grids = {key: np.unique(group["lr"]) for key, group in ran.groupby(SCHEME_KEYS)}
-    doubled = {size: 2 * epsilon for size, epsilon in zip(frontier["size"], frontier["epsilon"], strict=True)}
-    lenient = {key: walk(group).max_stable_lr for key, group in judge(trials, doubled).groupby(SCHEME_KEYS)}
     advice = []
-    columns = [*SCHEME_KEYS, "max_stable_lr", "min_unstable_lr", "best_lr"]
-    for scheme, body, size, low, high, best in frontier[columns].itertuples(index=False, name=None):
-        key = scheme, body, size
-        where, values = _advise([float(lr) for lr in grids.get(key, ())], low, high, best, lenient[key])
+    columns = [*SCHEME_KEYS, "max_stable_lr", "min_unstable_lr", "best_lr", "max_stable_lr_2eps"]
+    for scheme, body, size, *found in frontier[columns].itertuples(index=False, name=None):
+        where, values = _advise([float(lr) for lr in grids.get((scheme, body, size), ())], *found)
         advice.append(GridAdvice(scheme=scheme, body=body, size=size, where=where, lrs=values))
     return tuple(advice)
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.transforms import ScaledTranslation
 
 from lrsweep.analysis import UNSTABLE
@@ -111,7 +114,7 @@ def _mark(axes: Axes, point: LossPoint, style: Style, y: float, shift: float = 0
 
 
 def draw_frontier(info: FrontierInfo, section: Section) -> Figure:
-    """Bracket, LR50 and its interval of every scheme, the highest on top."""
+    """Bracket, that at twice the ε, LR50 and its interval of every scheme, the highest on top."""
     figure = new_figure(7.2, 1.3 + 0.28 * max(len(info.rows), 2))
     axes = figure.add_subplot()
     axes.set_title(f"Largest stable learning rate ({section.title})", loc="left")
@@ -135,6 +138,11 @@ def _draw_row(axes: Axes, y: int, row: FrontierRow, low: float, high: float) -> 
         return
     bracket = [low if below else row.max_stable_lr, high if above else row.min_unstable_lr]
     axes.plot(bracket, [y, y], color=color, linewidth=8, alpha=0.3, solid_capstyle="butt")
+    left, right = row.max_stable_lr_2eps, row.min_unstable_lr_2eps
+    # Beyond the limits of the axes, so that a bracket without an end has no edge there.
+    left, right = low / 2 if math.isnan(left) else left, 2 * high if math.isnan(right) else right
+    outline = Rectangle((left, y - 0.2), right - left, 0.4, fill=False, edgecolor=color, linewidth=0.8)
+    axes.add_patch(outline)
     if above:
         axes.plot(high, y, marker=">", color=color, markersize=6, clip_on=False)
     if below:
@@ -163,12 +171,13 @@ _LOSS_KEY = [
     _sign("mean of seeds", linewidth=1.5),
     _sign("one seed", linewidth=0.5),
 ]
-_FRONTIER_KEY = [
+_FRONTIER_KEY: list[Artist] = [
     _sign("bracket", linewidth=8, alpha=0.3, solid_capstyle="butt"),
+    Patch(fill=False, edgecolor=_GREY, linewidth=0.8, label="at 2ε"),
     _sign("LR50, 95%", marker="o", markersize=4.5, linewidth=1.3),
     _sign("off the grid", marker=">", markersize=6, linestyle="none"),
 ]
 
 
-def _legend_beside(axes: Axes, handles: list[Line2D]) -> None:
+def _legend_beside(axes: Axes, handles: Sequence[Artist]) -> None:
     axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.03, 1.0), borderaxespad=0.0, handlelength=3.4)

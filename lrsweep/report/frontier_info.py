@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -84,6 +84,10 @@ class FrontierRow:
     """Lower end of the bracket."""
     min_unstable_lr: float
     """Upper end."""
+    max_stable_lr_2eps: float
+    """Lower end at twice the ε."""
+    min_unstable_lr_2eps: float
+    """Upper end at twice the ε."""
     lr50: float
     """LR of even odds."""
     lr50_lo: float
@@ -138,7 +142,7 @@ def get_frontier_info(section: Section) -> FrontierInfo:
     rows = [
         FrontierRow(
             scheme=scheme,
-            **{name: float(own[name]) for name in ("max_stable_lr", "min_unstable_lr", "lr50", "lr50_lo", "lr50_hi")},
+            **{f.name: float(own[f.name]) for f in fields(FrontierRow) if f.name != "scheme"},
         )
         for scheme in section.schemes
         for own in section.frontier[section.frontier["scheme"] == scheme].to_dict("records")

@@ -32,6 +32,11 @@ DEFINITIONS = (
         "3; “< 1e-3”: none was stable from 1e-3 on.",
     ),
     (
+        "at 2ε",
+        "The same bracket at twice the ε. Where it lies far higher, the losses above the bracket form a plateau: it "
+        "says more of ε, and of how long was trained, than of an edge.",
+    ),
+    (
         "LR50",
         "The learning rate with even odds of instability: median and 95% interval of a probit in log learning rate, "
         "fitted to the outcomes of all seeds. One seed gives an interval of about two and a half grid steps.",

@@ -49,6 +49,7 @@ def frontier_text(frontier: pd.DataFrame) -> TextTable:
             str(row["seeds"]),
             f"{row['epsilon']:g}",
             bracket_text(row["max_stable_lr"], row["min_unstable_lr"]),
+            bracket_text(row["max_stable_lr_2eps"], row["min_unstable_lr_2eps"]),
             lr50_text(row["lr50"], row["lr50_lo"], row["lr50_hi"]),
             _at(row["best_loss"], row["best_lr"]),
             format_number(row["lr_sensitivity"], 3),
@@ -64,6 +65,7 @@ def frontier_text(frontier: pd.DataFrame) -> TextTable:
         "seeds",
         "ε (nats)",
         "max stable LR",
+        "at 2ε",
         "LR50 [95%]",
         "best loss @ LR",
         "LR sensitivity",
@@ -170,8 +172,8 @@ def to_latex(table: TextTable) -> str:
 
 
 def to_rich(table: TextTable, *, title: str) -> Table:
-    """For the terminal. A column with one value in all rows goes into the title, and the same-batch rate is left
-    to the page and the files, so that 80 columns do.
+    """For the terminal. A column with one value in all rows goes into the title, and the bracket at 2ε and the
+    same-batch rate are left to the page and the files, so that 80 columns do.
     """
     columns = dict(zip(table.header, zip(*table.rows, strict=True), strict=True)) if table.rows else {}
     constant = [name for name in _TITLE_WORTHY if name in columns and len(set(columns[name])) == 1]
@@ -187,7 +189,7 @@ def to_rich(table: TextTable, *, title: str) -> Table:
 
 
 _TITLE_WORTHY = {"body": "{}", "size": "{}", "seeds": "seeds {}", "ε (nats)": "ε {} nats"}
-_FILES_ONLY = ("same-batch/1k",)
+_FILES_ONLY = ("at 2ε", "same-batch/1k")
 _BROKEN = {
     "max stable LR": "max stable\nLR",
     "best loss @ LR": "best loss\n@ LR",

@@ -47,6 +47,8 @@ def test_by_hand():
         "seeds": 2,
         "max_stable_lr": 0.1,
         "min_unstable_lr": 1.0,
+        "max_stable_lr_2eps": 0.1,
+        "min_unstable_lr_2eps": 1.0,  # seed 0 is 0.5 above its best there, seed 1 has diverged all the same
         "best_loss": pytest.approx(2.05),
         "best_lr": 1e-2,
         # seed 0: 0.5 + 0 + 0.2 + 0.5; seed 1: 0.5 + 0 + 0 + (5.5 − 2.1); each over four LRs
@@ -68,6 +70,8 @@ def test_all_stable_all_unstable_all_errors():
     )
     table = frontier(trials, 0.25).set_index("scheme")
     bounds = table[["seeds", "max_stable_lr", "min_unstable_lr", "lr50", "lr50_lo", "lr50_hi"]]
+    at_2eps = table[["max_stable_lr_2eps", "min_unstable_lr_2eps"]]
+    np.testing.assert_equal(at_2eps.to_numpy(), table[["max_stable_lr", "min_unstable_lr"]].to_numpy())
     np.testing.assert_equal(bounds.loc["a"].to_list(), [1, 1.0, NAN, NAN, 1.0, NAN])
     np.testing.assert_equal(bounds.loc["b"].to_list(), [1, NAN, 0.1, NAN, NAN, 0.1])
     np.testing.assert_equal(bounds.loc["c"].to_list(), [0, NAN, NAN, NAN, NAN, NAN])
@@ -102,6 +106,14 @@ def test_a_constant_added_to_every_loss_changes_nothing_but_best_loss(rows, shif
     before, after = frontier(trials, 0.25), frontier(shifted, 0.25)
     pd.testing.assert_frame_equal(before.drop(columns="best_loss"), after.drop(columns="best_loss"))
     np.testing.assert_allclose(after["best_loss"], before["best_loss"] + by)
+
+
+@settings(max_examples=40)
+@given(rows=trial_rows())
+def test_the_bracket_at_twice_the_epsilon_is_the_bracket_of_twice_the_epsilon(rows):
+    trials, ends = make_trials(rows), ["max_stable_lr", "min_unstable_lr"]
+    at_2eps = frontier(trials, 0.25)[[f"{end}_2eps" for end in ends]]
+    np.testing.assert_array_equal(at_2eps.to_numpy(), frontier(trials, 0.5)[ends].to_numpy())
 
 
 @settings(max_examples=40)

@@ -27,6 +27,10 @@ def test_frontier_cells():
     assert [row[2] for row in table.rows] == ["0.2m", "0.2m", "2m", "10m"]
     cells = [dict(zip(table.header, row, strict=True)) for row in table.rows]
     assert [c["max stable LR"] for c in cells] == ["0.1 … 1", "> 1", "< 0.01", "> 0.01"]
+    assert [c["at 2ε"] for c in cells] == ["0.1 … 1", "> 1", "< 0.01", "> 0.01"]
+    (lenient,) = frontier_text(frontier(TRIALS[TRIALS["size"] == "0.2m"].iloc[3:], 0.4)).rows
+    assert lenient[table.header.index("max stable LR")] == "0.1 … 1"
+    assert lenient[table.header.index("at 2ε")] == "> 1"
     assert [c["best loss @ LR"] for c in cells] == ["2.000 @ 0.1", "2.000 @ 0.1", "—", "2.000 @ 0.01"]
     assert {c["ε (nats)"] for c in cells} == {"0.25"}
     assert cells[0]["LR sensitivity"] == f"{(0.25 + 0 + 0.6) / 3:.3f}"
