@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import pickle
 from collections.abc import Callable
@@ -235,8 +236,7 @@ def test_two_probes_see_the_same_but_one_alone_watches_logits() -> None:
 
 @pytest.mark.parametrize("wrap", [nn.parallel.DistributedDataParallel, fully_shard, checkpoint_wrapper])
 def test_a_wrapped_model(wrap: Callable[[nn.Module], nn.Module], tmp_path: Path) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
+    def watch() -> None:
         model = TinyGPT(SeparateAttention)
         wanted = expected(model, batch())
         wrapped = wrap(model)
@@ -244,8 +244,17 @@ def test_a_wrapped_model(wrap: Callable[[nn.Module], nn.Module], tmp_path: Path)
             assert probe.modules[1, "fc2"] == ("transformer.h.1.mlp.c_proj",)
             train_step(wrapped, batch())
             assert_close(probe.read().values, wanted)
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    group = torch.distributed.group.WORLD
+    try:
+        watch()
     finally:
         torch.distributed.destroy_process_group()
+        # DDP's reducer goes with the GIL held. If it were the last to know the group, it would wait for gloo's threads,
+        # one of which may wait for the GIL to let go of a tensor. A group that goes by itself gives up the GIL first.
+        gc.collect()
+        del group
 
 
 @pytest.mark.parametrize("wrapper", ["_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
