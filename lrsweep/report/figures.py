@@ -51,7 +51,8 @@ def drawings(section: Section, store: ResultStore, steps: Read, exits: pd.DataFr
         name="frontier",
         heading="Largest stable learning rate",
         caption="Bar: from the largest stable to the smallest unstable of the tested learning rates, by the vote of "
-        "the seeds. Dot and line: LR50, the learning rate with even odds of instability, and its 95% interval. "
+        "the seeds. Outline: the same at twice the ε; far from the bar, it shows a plateau, not an edge. "
+        "Dot and line: LR50, the learning rate with even odds of instability, and its 95% interval. "
         "An arrow means that the frontier lies beyond the grid. Schemes whose intervals overlap are hardly "
         "told apart by this sweep.",
         figure=draw_frontier(get_frontier_info(section), section),

@@ -110,8 +110,8 @@ figcaption { color: var(--soft); font-size: .9rem; max-width: 46rem; margin-top:
 img { display: block; box-sizing: border-box; max-width: 100%; background: #fff; border-radius: 6px; padding: 6px; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .85rem; white-space: nowrap; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem 1rem .25rem 0; text-align: left; border-bottom: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 600; }
+th, td { padding: .25rem .75rem .25rem 0; text-align: left; border-bottom: 1px solid var(--line); }
+th { color: var(--soft); font-weight: 600; white-space: normal; vertical-align: bottom; }
 .number { text-align: right; }
 .reason { white-space: normal; min-width: 18rem; }
 .degraded, .stalled, .diverged, .nonfinite { color: var(--bad); }
