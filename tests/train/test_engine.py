@@ -574,11 +574,13 @@ def test_the_learning_rate_of_the_interval_is_the_one_applied() -> None:
 @needs_triton
 @pytest.mark.skipif(KERNEL_DEVICE != "cpu", reason="a GPU runs the kernels itself, below")
 @pytest.mark.parametrize(("name", "body"), [("preln", "gpt"), ("qknorm+zloss", "llama"), ("preln+muon+qk_clip", "gpt")])
-@pytest.mark.parametrize("micro_batch", [None, 1])
+@pytest.mark.parametrize(("micro_batch", "chunk"), [(None, None), (1, None), (1, 5)])
 def test_steps_by_the_gpus_kernels_equal_torchs(
-    name: str, body: str, micro_batch: int | None, monkeypatch: pytest.MonkeyPatch
+    name: str, body: str, micro_batch: int | None, chunk: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every kernel of the project, put together as on a GPU and run by Triton's interpreter: all statistics alike."""
+    if chunk is not None:
+        monkeypatch.setattr("lrsweep.train.chunks.MAX_LOGITS", chunk * SHAPE.vocab_size)
     data, lrs = batches(5), warmup_and_fall(5, 3e-3)
     probes = [ProbeLevel.ALL, ProbeLevel.NORMS, ProbeLevel.ALL, ProbeLevel.OFF, ProbeLevel.ALL]
     plain = engine_of(name, body, micro_batch=micro_batch)
@@ -595,13 +597,25 @@ def test_steps_by_the_gpus_kernels_equal_torchs(
 
 @on_gpu
 @pytest.mark.parametrize("first", [ProbeLevel.ALL, ProbeLevel.NORMS])
-@pytest.mark.parametrize("name", ["preln", "sigma_reparam"])
-def test_captured_steps_equal_eager_ones(name: str, first: ProbeLevel) -> None:
-    """Both levels of probing in one interval, so that the second is captured in its midst: every row, the first too."""
+@pytest.mark.parametrize(
+    ("name", "micro_batch", "chunk"),
+    [("preln", None, None), ("sigma_reparam", None, None), ("preln", 1, 5), ("soft_cap+qk_clip", 1, 5)],
+)
+def test_captured_steps_equal_eager_ones(
+    name: str, micro_batch: int | None, chunk: int | None, first: ProbeLevel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both levels of probing in one interval, so that the second is captured in its midst: every row, the first too.
+
+    Also where some layers' logits are measured beside the loss of each chunk of a micro-batch.
+    """
+    if chunk is not None:
+        monkeypatch.setattr("lrsweep.train.chunks.MAX_LOGITS", chunk * SHAPE.vocab_size)
     data, lrs = batches(6), warmup_and_fall(6)
     second = ProbeLevel.NORMS if first == ProbeLevel.ALL else ProbeLevel.ALL
     probes = [first, second, first, first, second, second]
-    eager, captured = (engine_of(name, "llama", device="cuda", capture=capture) for capture in (False, True))
+    eager, captured = (
+        engine_of(name, "llama", device="cuda", capture=capture, micro_batch=micro_batch) for capture in (False, True)
+    )
     for engine in (eager, captured):
         livelier(engine)
     expected = eager.run(data, lrs, probes)
