@@ -130,6 +130,12 @@ def livelier(engine: Engine) -> None:
             p.mul_(10)
 
 
+def take_loss_by(tokens: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have engines take the loss of so many tokens at a time; None: of all."""
+    if tokens is not None:
+        monkeypatch.setattr("lrsweep.train.chunks.MAX_LOGITS", tokens * SHAPE.vocab_size)
+
+
 @pytest.mark.parametrize(("name", "body"), CASES)
 def test_20_steps_equal_a_plain_loop(name: str, body: str) -> None:
     """Loss, gradient and update norm of every step to 2e-5, the weights at the end to 2e-6; every step clipped."""
@@ -579,8 +585,7 @@ def test_steps_by_the_gpus_kernels_equal_torchs(
     name: str, body: str, micro_batch: int | None, chunk: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every kernel of the project, put together as on a GPU and run by Triton's interpreter: all statistics alike."""
-    if chunk is not None:
-        monkeypatch.setattr("lrsweep.train.chunks.MAX_LOGITS", chunk * SHAPE.vocab_size)
+    take_loss_by(chunk, monkeypatch)
     data, lrs = batches(5), warmup_and_fall(5, 3e-3)
     probes = [ProbeLevel.ALL, ProbeLevel.NORMS, ProbeLevel.ALL, ProbeLevel.OFF, ProbeLevel.ALL]
     plain = engine_of(name, body, micro_batch=micro_batch)
@@ -608,8 +613,7 @@ def test_captured_steps_equal_eager_ones(
 
     Also where some layers' logits are measured beside the loss of each chunk of a micro-batch.
     """
-    if chunk is not None:
-        monkeypatch.setattr("lrsweep.train.chunks.MAX_LOGITS", chunk * SHAPE.vocab_size)
+    take_loss_by(chunk, monkeypatch)
     data, lrs = batches(6), warmup_and_fall(6)
     second = ProbeLevel.NORMS if first == ProbeLevel.ALL else ProbeLevel.ALL
     probes = [first, second, first, first, second, second]
@@ -737,7 +741,7 @@ def test_chunks_of_tokens_change_the_loss_by_rounding_alone(
     data, lrs = batches(6), warmup_and_fall(6, 3e-3)
     whole = engine_of(name, micro_batch=micro_batch)
     expected = train(whole, data, lrs, ProbeLevel.ALL)
-    monkeypatch.setattr("lrsweep.train.chunks.MAX_LOGITS", 5 * SHAPE.vocab_size)
+    take_loss_by(5, monkeypatch)
     engine = engine_of(name, micro_batch=micro_batch)
     found = train(engine, data, lrs, ProbeLevel.ALL)
     np.testing.assert_allclose(found.scalars_RxS, expected.scalars_RxS, rtol=1e-4, atol=1e-6)

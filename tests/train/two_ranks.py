@@ -36,10 +36,10 @@ def run(engine: Engine, *, seed: int = 0, lr: float = 1e-2) -> Interval:
     return engine.run(tokens, warmup_and_fall(N_STEPS, lr), [ProbeLevel.ALL, ProbeLevel.NORMS] * (N_STEPS // 2))
 
 
-def state(engine: Engine) -> np.ndarray:
-    """Weights and buffers, all in a row."""
-    tensors = [*engine.model.parameters(), *engine.model.buffers()]
-    return torch.cat([tensor.detach().flatten() for tensor in tensors]).cpu().numpy()
+def state(engine: Engine) -> list[np.ndarray]:
+    """Weights all in a row, and buffers."""
+    kinds = engine.model.parameters(), engine.model.buffers()
+    return [torch.cat([tensor.detach().flatten() for tensor in kind]).cpu().numpy() for kind in kinds]
 
 
 def engines(ranks: Ranks, device: str) -> dict[str, list[np.ndarray]]:
@@ -49,7 +49,7 @@ def engines(ranks: Ranks, device: str) -> dict[str, list[np.ndarray]]:
         engine = Engine(EngineKey.of(case(name, train, device)), ranks=ranks)
         first, again = run(engine), run(engine)
         assert np.array_equal(first.scalars_RxS, again.scalars_RxS)
-        seen[name] = [first.scalars_RxS, first.layers_RxNxS, state(engine)]
+        seen[name] = [first.scalars_RxS, first.layers_RxNxS, *state(engine)]
     engine.reset(0)
     if ranks.rank == 1:
         with torch.no_grad():
