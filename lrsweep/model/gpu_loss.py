@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from lrsweep.triton_kernels import multiprocessors, run_on, tl, triton
 
-_BLOCK, _WARPS = 4096, 8
+_BLOCK, _WARPS = 2048, 4
 _BACK_BLOCK, _BACK_WARPS, _BACK_STAGES = 2048, 4, 4
 """Of the way back, whose next blocks are on their way from memory into shared memory, where they take no registers."""
 _PROGRAMS, _PROGRAMS_BESIDE = 4, 2
@@ -84,10 +84,11 @@ if triton is not None:
     """Finite, so that its difference from itself is 0."""
 
     @triton.jit
-    def _online(x, largest, total):
-        """One block more in the running maximum and sum of powers of 2 of each lane."""
-        new = tl.maximum(largest, x)
-        return new, total * tl.exp2(largest - new) + tl.exp2(x - new)
+    def _online(x, largest, total, BLOCK: tl.constexpr):
+        """One block more in the running maximum and sum of powers of 2 of every eight neighbours, a thread's own."""
+        x = tl.reshape(x, [BLOCK // 8, 8])
+        new = tl.maximum(largest, tl.max(x, 1))
+        return new, total * tl.exp2(largest - new) + tl.sum(tl.exp2(x - new[:, None]), 1)
 
     @triton.jit(do_not_specialize=["n_tokens"])
     def _loss_forward(
@@ -97,15 +98,16 @@ if triton is not None:
         token = tl.program_id(0).to(tl.int64)
         logits_ptr += token * vocab_size
         at = tl.arange(0, BLOCK)
-        largest = tl.full([BLOCK], _LOWEST, tl.float32)
-        total = tl.zeros([BLOCK], tl.float32)
+        largest = tl.full([BLOCK // 8], _LOWEST, tl.float32)
+        total = tl.zeros([BLOCK // 8], tl.float32)
         whole = vocab_size // BLOCK * BLOCK
         for start in range(0, whole, BLOCK):
-            largest, total = _online(tl.load(logits_ptr + start + at).to(tl.float32) * _LOG2_E, largest, total)
+            x = tl.load(logits_ptr + start + at).to(tl.float32)
+            largest, total = _online(x * _LOG2_E, largest, total, BLOCK)
         if whole < vocab_size:
             inside = whole + at < vocab_size
             x = tl.load(logits_ptr + whole + at, mask=inside, other=float("-inf")).to(tl.float32)
-            largest, total = _online(x * _LOG2_E, largest, total)
+            largest, total = _online(x * _LOG2_E, largest, total, BLOCK)
         top = tl.max(largest, 0)
         log_z = (tl.log2(tl.sum(total * tl.exp2(largest - top), 0)) + top) / _LOG2_E
         loss = log_z - tl.load(logits_ptr + tl.load(targets_ptr + token)).to(tl.float32)

@@ -72,6 +72,15 @@ if triton is not None:
             y = 1.0 - 2.0 / (1.0 + tl.exp2(x * (2.0 * 1.4426950408889634)))
         return y
 
+    # Of a row of a product, a thread of the tensor cores' four holds two neighbours of every eight.
+    @triton.jit
+    def _max_of_four(s, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+        return tl.max(tl.max(tl.reshape(s, [ROWS, COLUMNS // 8, 4, 2]), 1), 2)
+
+    @triton.jit
+    def _sum_of_four(s, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+        return tl.sum(tl.sum(tl.reshape(s, [ROWS, COLUMNS // 8, 4, 2]), 1), 2)
+
     @triton.jit(do_not_specialize=["stride", "heads", "seq"], do_not_specialize_on_alignment=["out_ptr"])
     def _logits(
         q_ptr, k_ptr, out_ptr, q_batch, q_head, q_row, k_batch, k_head, k_row, stride, heads, seq, scale, cap,
@@ -90,10 +99,11 @@ if triton is not None:
         else:
             kept = (rows[:, None] < seq) & (channels[None, :] < WIDTH)
             q = tl.load(q_ptr + rows[:, None] * q_row + channels[None, :], mask=kept, other=0.0)
-        # One number a row, not one a pair: so few registers that a multiprocessor holds twice as many blocks.
-        largest = tl.full([ROWS], float("-inf"), tl.float32)
-        squares = tl.zeros([ROWS], tl.float32)
-        capped = tl.zeros([ROWS], tl.float32)
+        # Four numbers a row, one of each thread that holds a part of it, not one a pair: so few registers that a
+        # multiprocessor holds twice as many blocks, and no word between threads before the end.
+        largest = tl.full([ROWS, 4], float("-inf"), tl.float32)
+        squares = tl.zeros([ROWS, 4], tl.float32)
+        capped = tl.zeros([ROWS, 4], tl.float32)
         # Left of the diagonal: no mask, and COLUMNS divides ROWS times anything.
         for start in range(0, block * ROWS, COLUMNS):
             at = k_ptr + (start + columns)[None, :] * k_row + channels[:, None]
@@ -102,33 +112,33 @@ if triton is not None:
             else:
                 k = tl.load(at, mask=channels[:, None] < WIDTH, other=0.0)
             s = tl.dot(q, k, input_precision="ieee")
-            largest = tl.maximum(largest, tl.max(s, 1))
-            squares += tl.sum(s * s, 1)
+            largest = tl.maximum(largest, _max_of_four(s, ROWS, COLUMNS))
+            squares += _sum_of_four(s * s, ROWS, COLUMNS)
             if CAPPED:
                 c = _tanh(s * (scale / cap), HARDWARE_TANH)
-                capped += tl.sum(c * c, 1)
+                capped += _sum_of_four(c * c, ROWS, COLUMNS)
         for start in range(block * ROWS, tl.minimum((block + 1) * ROWS, seq), COLUMNS):
             column = start + columns
             inside = (column[None, :] < seq) & (channels[:, None] < WIDTH)
             k = tl.load(k_ptr + column[None, :] * k_row + channels[:, None], mask=inside, other=0.0)
             s = tl.dot(q, k, input_precision="ieee")
             causal = column[None, :] <= rows[:, None]
-            largest = tl.maximum(largest, tl.max(tl.where(causal, s, float("-inf")), 1))
+            largest = tl.maximum(largest, _max_of_four(tl.where(causal, s, float("-inf")), ROWS, COLUMNS))
             s = tl.where(causal, s, 0.0)
-            squares += tl.sum(s * s, 1)
+            squares += _sum_of_four(s * s, ROWS, COLUMNS)
             if CAPPED:
                 c = _tanh(s * (scale / cap), HARDWARE_TANH)
-                capped += tl.sum(c * c, 1)
+                capped += _sum_of_four(c * c, ROWS, COLUMNS)
         # Rows behind the last are zeros: more than a negative maximum, and NaN against an infinite key.
-        real = rows < seq
+        real = (rows < seq)[:, None]
         largest = tl.where(real, largest, float("-inf"))
         squares = tl.where(real, squares, 0.0)
         capped = tl.where(real, capped, 0.0)
-        total = tl.sum(squares, 0)
+        total = tl.sum(tl.sum(squares, 1), 0)
         # The hardware's maximum drops NaN; a sum of squares keeps it.
-        largest_of_all = tl.where(total == total, tl.max(largest, 0), total)
+        largest_of_all = tl.where(total == total, tl.max(tl.max(largest, 1), 0), total)
         out_ptr += head * n_blocks + block
         tl.store(out_ptr, largest_of_all * scale)
         tl.store(out_ptr + stride, total * scale * scale)
         if CAPPED:
-            tl.store(out_ptr + 2 * stride, tl.sum(capped, 0) * cap * cap)
+            tl.store(out_ptr + 2 * stride, tl.sum(tl.sum(capped, 1), 0) * cap * cap)
