@@ -8,6 +8,7 @@ Legend: M tokens, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,15 +32,21 @@ def serves(logits: Tensor) -> bool:
 
 
 def loss_sums(
-    logits_BxTxV: Tensor, targets_BxT: Tensor, z_loss: float, factor: float, *, shared: bool = False
+    logits_BxTxV: Tensor,
+    targets_BxT: Tensor,
+    z_loss: float,
+    factor: float,
+    *,
+    wait_beside: Callable[[], None] | None = None,
 ) -> Tensor:
     """As :meth:`lrsweep.model.GPT.loss_sums`, from the logits, which the backward overwrites.
 
-    Where a logit is NaN or +inf the three sums are NaN. A backward whose GPU is ``shared`` leaves room for others.
+    Where a logit is NaN or +inf the three sums are NaN. ``wait_beside`` waits for work on another stream, for which the
+    gradient of the logits then leaves room: it is called after that gradient and before the products that follow, since
+    those want a multiprocessor to themselves.
     """
     logits_MxV = logits_BxTxV.flatten(0, -2).contiguous()
-    programs = _PROGRAMS_BESIDE if shared else _PROGRAMS
-    sums_3: Tensor = _LossSums.apply(logits_MxV, targets_BxT.flatten().contiguous(), z_loss, factor, programs)
+    sums_3: Tensor = _LossSums.apply(logits_MxV, targets_BxT.flatten().contiguous(), z_loss, factor, wait_beside)
     return sums_3
 
 
@@ -52,7 +59,14 @@ def warm_up(vocab_size: int, dtype: torch.dtype, device: torch.device) -> None:
 
 class _LossSums(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits_MxV: Tensor, targets_M: Tensor, z_loss: float, factor: float, programs: int) -> Tensor:
+    def forward(
+        ctx: Any,
+        logits_MxV: Tensor,
+        targets_M: Tensor,
+        z_loss: float,
+        factor: float,
+        wait_beside: Callable[[], None] | None,
+    ) -> Tensor:
         n_tokens, vocab_size = logits_MxV.shape
         parts_3xM = logits_MxV.new_empty(3, n_tokens, dtype=torch.float32)
         log_z_M = logits_MxV.new_empty(n_tokens, dtype=torch.float32)
@@ -61,7 +75,7 @@ class _LossSums(torch.autograd.Function):
             BLOCK=_BLOCK, num_warps=_WARPS,
         )  # fmt: skip
         ctx.save_for_backward(logits_MxV, targets_M, log_z_M)
-        ctx.z_loss, ctx.factor, ctx.programs = z_loss, factor, programs
+        ctx.z_loss, ctx.factor, ctx.wait_beside = z_loss, factor, wait_beside
         return parts_3xM.sum(dim=1)
 
     @staticmethod
@@ -69,12 +83,15 @@ class _LossSums(torch.autograd.Function):
     def backward(ctx: Any, gradient_3: Tensor) -> tuple[Tensor, None, None, None, None]:
         logits_MxV, targets_M, log_z_M = ctx.saved_tensors
         n_tokens, vocab_size = logits_MxV.shape
-        _loss_backward[(min(n_tokens, ctx.programs * multiprocessors(logits_MxV.device)),)](
+        programs = _PROGRAMS if ctx.wait_beside is None else _PROGRAMS_BESIDE
+        _loss_backward[(min(n_tokens, programs * multiprocessors(logits_MxV.device)),)](
             logits_MxV, targets_M, log_z_M, gradient_3.contiguous(), n_tokens, vocab_size, ctx.z_loss, ctx.factor,
             BLOCK=_BACK_BLOCK, STAGES=_BACK_STAGES, num_warps=_BACK_WARPS,
         )  # fmt: skip
         # Autograd then says so if anybody else had kept the logits for a backward.
         torch.autograd.graph.increment_version(logits_MxV)
+        if ctx.wait_beside is not None:
+            ctx.wait_beside()
         return logits_MxV, None, None, None, None
 
 

@@ -18,7 +18,7 @@ from lrsweep.model.residual import joins_by_kernel
 from lrsweep.probes import gpu_logits, gpu_tokens
 from lrsweep.train.optimizers import Optimizer
 
-LossSums = Callable[[Tensor, Tensor, Tensor, float, float, bool], Tensor]
+LossSums = Callable[[Tensor, Tensor, Tensor, float, float, Callable[[], None] | None], Tensor]
 """As :meth:`lrsweep.model.GPT.loss_sums`."""
 
 

@@ -221,8 +221,9 @@ class Engine:
             sums.backward(self._objective)  # type: ignore[no-untyped-call]
             return sums.detach(), seen, sites, []
         # The products of queries and keys keep the tensor cores busy, the gradient of so many logits only the memory.
-        # The last micro-batch's can wait for the update, which is longer.
-        n_layers = 0 if last or not seen[0].logits else len(seen)
+        # The head's own products wait: blocks of others on a multiprocessor keep theirs from starting there. Half the
+        # last micro-batch's layers are left for the update.
+        n_layers = len(seen) // (2 if last else 1) if seen[0].logits else 0
         logits: list[LogitMoments] = []
 
         def measure_some(chunk: int) -> None:
@@ -231,7 +232,8 @@ class Engine:
                     logits.extend(self._logit_moments(layers))
 
         self._arm(False)  # What lies behind the stream gets a part of its gradient with each chunk.
-        sums_of = functools.partial(self._sums_of, shared=n_layers > 0)
+        wait_beside = self._wait_beside if n_layers and self.model.plain_logits else None
+        sums_of = functools.partial(self._sums_of, wait_beside=wait_beside)
         sums, *gradients = loss_by_chunks(
             sums_of, x_BxTxD, head_VxD, targets_BxT, chunks=chunks, before_backward=measure_some
         )
@@ -244,11 +246,18 @@ class Engine:
         moments = self.model.logit_moments(layers) if layers else None
         return [] if moments is None else [moments]
 
-    def _sums_of(self, x_BxTxD: Tensor, head_VxD: Tensor, targets_BxT: Tensor, *, shared: bool = False) -> Tensor:
-        """A part of the means over the batch; ``shared`` if others run beside its backward."""
+    def _sums_of(
+        self,
+        x_BxTxD: Tensor,
+        head_VxD: Tensor,
+        targets_BxT: Tensor,
+        *,
+        wait_beside: Callable[[], None] | None = None,
+    ) -> Tensor:
+        """A part of the means over the batch."""
         per_token = 1 / (self.key.train.batch_size * self.key.shape.seq_len)
         with self._autocast():
-            return self._loss_sums(x_BxTxD, head_VxD, targets_BxT, self.key.train.z_loss, per_token, shared)
+            return self._loss_sums(x_BxTxD, head_VxD, targets_BxT, self.key.train.z_loss, per_token, wait_beside)
 
     @contextlib.contextmanager
     def _beside(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -24,12 +25,18 @@ def targets_of(vocab: int) -> Tensor:
 
 
 def measured(
-    logits: Tensor, targets: Tensor, z_loss: float, factor: float = 1.0, *, shared: bool = False
+    logits: Tensor,
+    targets: Tensor,
+    z_loss: float,
+    factor: float = 1.0,
+    *,
+    wait_beside: Callable[[], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The sums times ``factor``, and the gradient of twice the first."""
     from lrsweep.model.gpu_loss import loss_sums
 
-    sums = loss_sums(logits * 1.0, targets, z_loss, factor, shared=shared)  # The kernel may write on what it is given.
+    # The kernel may write on what it is given.
+    sums = loss_sums(logits * 1.0, targets, z_loss, factor, wait_beside=wait_beside)
     (gradient,) = torch.autograd.grad(sums[0] * 2.0, logits)
     return sums.detach().double().cpu(), gradient.double().cpu()
 
@@ -54,10 +61,14 @@ def test_sums_and_gradients_equal_float64(vocab: int, z_loss: float) -> None:
     torch.testing.assert_close(gradient, 0.25 * expected, rtol=1e-4, atol=1e-7)
 
 
-def test_a_backward_that_leaves_room_gives_the_same() -> None:
+def test_a_backward_that_leaves_room_gives_the_same_and_waits_before_what_follows() -> None:
     logits, targets = logits_of(5000), targets_of(5000)
-    alone, beside = (measured(logits, targets, 0.1, shared=shared) for shared in (False, True))
+    alone = measured(logits, targets, 0.1)
+    seen: list[str] = []
+    logits.register_hook(lambda gradient: seen.append("products"))
+    beside = measured(logits, targets, 0.1, wait_beside=lambda: seen.append("wait"))
     assert all(map(torch.equal, alone, beside))
+    assert seen == ["wait", "products"]
 
 
 def test_half_precision_is_read_and_written_but_not_computed_in() -> None:
