@@ -21,11 +21,11 @@ _PLATEAU_RATIO, _PLATEAU_LRS = 4, 2
 brackets in five sweeps at 10M and 30M the ratio is 1 or 2 at 25, 4 at one, and 8 to 64 at six whose losses flatten out.
 """
 
-Where = Literal["above", "below", "edge", "plateau", "inside"]
-"""``above`` the grid: no unstable LR. ``below``: no stable LR. ``edge``: bracketed, but the best loss is at the lowest
-LR, and if a lower one has a better loss, more trials are ε above that and the bracket lies too high. ``plateau``: the
-losses of several LRs above the bracket lie between ε and 2ε above the best, so it tells more of ε, and of how long
-was trained, than of an edge. ``inside``: bracketed otherwise, or nothing ran. The most pressing first.
+Where = Literal["above", "below", "plateau", "edge", "inside"]
+"""``above`` the grid: no unstable LR. ``below``: no stable LR. ``plateau``: the losses of several LRs above the bracket
+lie between ε and 2ε above the best, so it tells more of ε, and of how long was trained, than of an edge. ``edge``:
+bracketed, but the best loss is at the lowest LR, and if a lower one has a better loss, more trials are ε above that
+and the bracket lies too high. ``inside``: bracketed otherwise, or nothing ran. The most pressing first.
 """
 
 
@@ -77,12 +77,12 @@ def _advise(
         return "inside", ()
     if math.isnan(min_unstable):
         return "above", tuple(map(_round, _continue(lrs)))
-    if math.isnan(max_stable) or best == lrs[0]:
-        downward = _continue([1 / lr for lr in reversed(lrs)])
-        return "below" if math.isnan(max_stable) else "edge", tuple(_round(1 / x) for x in reversed(downward))
     n_between = sum(max_stable < lr <= lenient for lr in lrs)
     if lenient > _PLATEAU_RATIO * max_stable and n_between >= _PLATEAU_LRS:
         return "plateau", tuple(lr for lr in lrs if best <= lr <= lenient)
+    if math.isnan(max_stable) or best == lrs[0]:
+        downward = _continue([1 / lr for lr in reversed(lrs)])
+        return "below" if math.isnan(max_stable) else "edge", tuple(_round(1 / x) for x in reversed(downward))
     inside = np.geomspace(max_stable, min_unstable, _REFINE_BY + 2)[1:-1]
     return "inside", tuple(lr for lr in map(_round, inside) if max_stable < lr < min_unstable)
 

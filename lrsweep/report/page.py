@@ -160,8 +160,8 @@ def _advice(advice: Iterable[GridAdvice]) -> str:
     words: dict[Where, str] = {
         "above": "no learning rate was unstable, so the frontier lies above the grid; try",
         "below": "no learning rate was stable, so the frontier lies below the grid; try",
-        "edge": "the best loss is at the lowest learning rate, and a better one would lower the bracket; try",
         "plateau": "at twice the ε the bracket lies over four times as high, so it cuts a plateau; train longer at",
+        "edge": "the best loss is at the lowest learning rate, and a better one would lower the bracket; try",
         "inside": "to narrow the bracket, try",
     }
     items = [

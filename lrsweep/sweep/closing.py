@@ -20,8 +20,8 @@ from lrsweep.sweep.run import command_for, relative
 _WHY: dict[Where, str] = {
     "above": "the frontier lies above the grid; extend it",
     "below": "the frontier lies below the grid; extend it",
-    "edge": "the best loss is at the lowest LR, so the bracket may lie too high; extend the grid below",
     "plateau": "the bracket cuts a plateau (at twice the ε it lies more than 4 times as high); train longer",
+    "edge": "the best loss is at the lowest LR, so the bracket may lie too high; extend the grid below",
     "inside": "narrow the bracket",
 }
 

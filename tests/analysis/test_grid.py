@@ -79,8 +79,8 @@ def test_a_bracket_above_a_best_loss_at_the_lowest_lr_may_lie_too_high():
         # Beyond 2ε, or diverged on the way, it is no plateau.
         ({0.05: 2.1, 0.1: 2.0, 0.2: 2.4, 0.4: 2.6, 0.8: 2.3}, "inside", (0.126, 0.159)),
         ({0.05: 2.1, 0.1: 2.0, 0.2: 2.4, 0.4: "diverged", 0.8: 2.3}, "inside", (0.126, 0.159)),
-        # Off the grid, and at its edge, that comes first.
-        ({0.1: 2.0, 0.2: 2.4, 0.4: 2.4, 0.8: 2.3}, "edge", (0.0125, 0.025, 0.05)),
+        # Off the grid, that comes first; at its edge, it comes after.
+        ({0.1: 2.0, 0.2: 2.4, 0.4: 2.4, 0.8: 2.3}, "plateau", (0.1, 0.2, 0.4, 0.8)),
         ({0.1: 2.1, 0.2: 2.0, 0.4: 2.2, 0.8: 2.1}, "above", (1.6, 3.2, 6.4)),
     ],
 )
@@ -91,13 +91,17 @@ def test_a_bracket_that_cuts_a_plateau_asks_for_longer_training(found, where, lr
 
 
 def test_of_the_reference_sweeps_those_that_flatten_out(root: Path) -> None:
-    """As their entries in results/LOG.md say of the figures: qkv_norm at 10M, and three at 30M that had not settled."""
+    """As their entries in results/LOG.md say of the figures; three at 30M had not settled after 400 steps."""
     found = {}
-    for name in ("rybakov-ten-10m", "rybakov-ten-30m"):
+    for name in ("rybakov-ten-10m", "rybakov-ten-30m-400", "rybakov-ten-30m"):
         trials = pd.read_parquet(root / "results" / "reference" / name / "trials.parquet")
         advice = grid_advice(frontier(trials, 0.5), trials)
         found[name] = {a.scheme for a in advice if a.where == "plateau"}
-    assert found == {"rybakov-ten-10m": {"qkv_norm"}, "rybakov-ten-30m": {"qknorm", "qknorm_cap", "qkv_norm"}}
+    assert found == {
+        "rybakov-ten-10m": {"qkv_norm"},
+        "rybakov-ten-30m-400": {"qknorm", "qknorm_cap", "qkv_norm"},
+        "rybakov-ten-30m": {"qk_fc_norm", "qkv_norm"},
+    }
 
 
 def test_an_lr_that_failed_is_not_of_the_grid():
