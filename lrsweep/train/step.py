@@ -105,6 +105,8 @@ class Engine:
         if compiled:
             wake_compilers()
         train, seq = key.train, key.shape.seq_len
+        self._dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
+        """Of products."""
         n_ranks = 1 if ranks is None else ranks.size
         share = train.batch_size // n_ranks
         micro = min(train.micro_batch or share, share)
@@ -140,7 +142,7 @@ class Engine:
         moved_later = key.scheme.geometry != "free" or key.scheme.qk_clip is not None
         self._halves: Halves = {}
         added_up = self._micros > 1 or ranks is not None
-        if train.precision == "bf16" and keeps_halves(train, self._lr) and not (moved_later or added_up):
+        if self._dtype == torch.bfloat16 and keeps_halves(train, self._lr) and not (moved_later or added_up):
             chunked = n_chunks(train.batch_size * seq, key.shape.vocab_size) > 1
             self._halves = give_halves(self.model, without=self.model.head if chunked else None)
         self._optimizer: Optimizer = OPTIMIZERS[train.optimizer](groups, train, self._lr, self._halves)
@@ -155,8 +157,7 @@ class Engine:
             if capture:
                 self._graphs = Graphs((False, True) if self._micros > 1 else (True,), ahead)
             if compiled:
-                dtype = torch.bfloat16 if train.precision == "bf16" else torch.float32
-                self._own_kernels = OwnKernels(self.model, self._optimizer, dtype, self.device)
+                self._own_kernels = OwnKernels(self.model, self._optimizer, self._dtype, self.device)
         if self._micros > 1:
             for parameter in self._parameters:
                 parameter.grad = torch.zeros_like(parameter)
@@ -185,7 +186,7 @@ class Engine:
 
     def _autocast(self) -> torch.autocast:
         # A capture must not reuse a cast that was cached outside it.
-        enabled = self.key.train.precision == "bf16"
+        enabled = self._dtype == torch.bfloat16
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
     def _arm(self, complete: bool) -> None:
@@ -235,7 +236,7 @@ class Engine:
         wait_beside = self._wait_beside if n_layers and self.model.plain_logits else None
         sums_of = functools.partial(self._sums_of, wait_beside=wait_beside)
         sums, *gradients = loss_by_chunks(
-            sums_of, x_BxTxD, head_VxD, targets_BxT, chunks=chunks, before_backward=measure_some
+            sums_of, x_BxTxD, head_VxD, targets_BxT, chunks=chunks, dtype=self._dtype, before_backward=measure_some
         )
         self._arm(last)
         torch.autograd.backward([x_BxTxD, head_VxD], gradients)
