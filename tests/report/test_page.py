@@ -102,9 +102,9 @@ def test_advice_says_which_side(tmp_path):
     assert len(items) == 4
     assert "low (gpt 2m): no learning rate was stable" in items[0]
     assert items[0].endswith("1e-4, 3e-4")
-    assert "best (gpt 2m): the best loss is at the lowest learning rate" in items[1]
-    assert "flat (gpt 2m): at twice the ε" in items[2]
-    assert items[2].endswith("train longer at 0.1, 0.2, 0.8")
+    assert "flat (gpt 2m): at twice the ε" in items[1]
+    assert items[1].endswith("train longer at 0.1, 0.2, 0.8")
+    assert "best (gpt 2m): the best loss is at the lowest learning rate" in items[2]
     assert items[3].endswith("0.2, 0.4")
 
 
