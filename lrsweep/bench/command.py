@@ -135,7 +135,11 @@ def run_bench(
     try:
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
-            out.touch()  # Found out now, not after the first model; what an older run left there stays until then.
+            # Found out now, not after the first model; until then what an older run left there stays, or nothing.
+            is_new = not out.exists()
+            out.touch()
+            if is_new:
+                out.unlink()
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}; name a file that can be written") from None
     installed: list[System] = []

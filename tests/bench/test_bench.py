@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lrsweep.bench.command import Bench, run_bench
 from lrsweep.bench.job import Job, JobError, System, Timing, batch_of, run_job
 from lrsweep.bench.peers import PEERS, Peer
 from lrsweep.config import find_size, mlp_width
@@ -164,6 +165,20 @@ def test_an_interrupted_bench_keeps_what_it_has(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "norms/bare" in stdout
     assert [t["size"] for t in json.loads(out.read_text())["timings"]] == ["0.2m"]
+
+
+def test_a_bench_interrupted_before_its_first_figure_leaves_the_file_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Bench, "add_scheme", interrupted)
+    (tmp_path / "old.json").write_text("old")
+    for name in ("old.json", "folder/new.json"):
+        assert run_bench(["preln"], "gpt", [], rounds=None, peers=False, out=tmp_path / name) == 130
+    assert (tmp_path / "old.json").read_text() == "old"
+    assert not (tmp_path / "folder" / "new.json").exists()
 
 
 @pytest.mark.parametrize(
