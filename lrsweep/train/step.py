@@ -233,8 +233,7 @@ class Engine:
                     logits.extend(self._logit_moments(layers))
 
         self._arm(False)  # What lies behind the stream gets a part of its gradient with each chunk.
-        wait_beside = self._wait_beside if n_layers and self.model.plain_logits else None
-        sums_of = functools.partial(self._sums_of, wait_beside=wait_beside)
+        sums_of = functools.partial(self._sums_of, wait_beside=self._wait_beside if n_layers else None)
         sums, *gradients = loss_by_chunks(
             sums_of, x_BxTxD, head_VxD, targets_BxT, chunks=chunks, dtype=self._dtype, before_backward=measure_some
         )
