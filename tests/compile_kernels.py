@@ -57,8 +57,9 @@ KERNELS: list[tuple[object, dict[str, str], Constants]] = [
         (kernel, {"logits_ptr": f"*{dtype}", "z_loss": "fp32", "factor": "fp32"}, blocks)
         for dtype in ("bf16", "fp32")
         for kernel, blocks in (
-            (gpu_loss._loss_forward, {"BLOCK": gpu_loss._BLOCK}),
-            (gpu_loss._loss_backward, {"BLOCK": gpu_loss._BACK_BLOCK, "STAGES": gpu_loss._BACK_STAGES}),
+            (gpu_loss._loss_forward, gpu_loss._FORWARD),
+            (gpu_loss._loss_forward, gpu_loss._FORWARD_BESIDE),
+            (gpu_loss._loss_backward, gpu_loss._BACKWARD),
         )
     ),
     *(
@@ -99,7 +100,7 @@ KERNELS: list[tuple[object, dict[str, str], Constants]] = [
     ),
     (gpu_norm._norm_gain, {}, {"ROWS": 128, "COLUMNS": 32}),
 ]
-"""Kernel, types of arguments that are neither an fp32 pointer nor an int32, and constants."""
+"""Kernel, types of arguments that are neither an fp32 pointer nor an int32, and constants and options."""
 USUAL = {"table_ptr": "*i64", "targets_ptr": "*i64"}
 
 
@@ -111,8 +112,9 @@ def compile_for(capability: int) -> None:
         signature |= {n: t for n, t in (USUAL | types).items() if n in names}
         # Addresses of tensors, and strides as models have them, are multiples of 16.
         even = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n.endswith(("_ptr", "_row", "_head"))}
-        source = ASTSource(kernel, signature, constexprs=dict(constants), attrs=even)
-        binary = triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]
+        source = ASTSource(kernel, signature, constexprs={n: constants[n] for n in names if n in constants}, attrs=even)
+        options = {n: c for n, c in constants.items() if n not in names}
+        binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm["cubin"]
         assert binary, "no machine code"
         print(kernel.__name__, capability, flush=True)  # type: ignore[attr-defined]
 

@@ -175,17 +175,17 @@ class GPT(nn.Module):
         targets_BxT: Tensor,
         z_loss: float = 0.0,
         factor: float = 1.0,
-        wait_beside: Callable[[], None] | None = None,
+        beside: gpu_loss.Beside | None = None,
     ) -> Tensor:
         """Sums (3) over tokens, of what :meth:`hidden` gives: what training minimizes, the loss, and log Z.
 
         Each times ``factor``. The first is the loss + ``z_loss``·log²Z; no gradient flows through the other two. Sums,
         so that it can go over a part of the tokens. On a GPU, logits that come out of the head as they are have kernels
-        of their own, whose backward calls ``wait_beside`` between the gradient of the logits and the products after it.
+        of their own, which leave room for what runs ``beside``.
         """
         logits_BxTxV = self.logits(x_BxTxD, head_VxD)
         if self.plain_logits and gpu_loss.serves(logits_BxTxV):
-            return gpu_loss.loss_sums(logits_BxTxV, targets_BxT, z_loss, factor, wait_beside=wait_beside)
+            return gpu_loss.loss_sums(logits_BxTxV, targets_BxT, z_loss, factor, beside=beside)
         nll_BxT, log_z_BxT = next_token_losses(logits_BxTxV, targets_BxT)
         loss = nll_BxT.sum()
         objective = loss + z_loss * log_z_BxT.square().sum() if z_loss else loss

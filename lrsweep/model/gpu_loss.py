@@ -8,22 +8,33 @@ Legend: M tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lrsweep.triton_kernels import multiprocessors, run_on, tl, triton
+from lrsweep.triton_kernels import let_others_in, multiprocessors, run_on, tl, triton
 
-_BLOCK, _WARPS = 2048, 4
-_BACK_BLOCK, _BACK_WARPS, _BACK_STAGES = 2048, 4, 4
-"""Of the way back, whose next blocks are on their way from memory into shared memory, where they take no registers."""
-_PROGRAMS, _PROGRAMS_BESIDE = 4, 2
-"""Programs of a multiprocessor that go back: enough to keep its memory busy; and, where products of queries and keys
-are to run beside them, few enough that those find room.
+_FORWARD = {"BLOCK": 2048, "STAGES": 1, "num_warps": 4}
+_FORWARD_BESIDE = {"BLOCK": 4096, "STAGES": 3, "num_warps": 8}
+_BACKWARD = {"BLOCK": 2048, "STAGES": 4, "num_warps": 4}
+"""With stages, the next blocks are on their way from memory into shared memory, where they take no registers."""
+_PROGRAMS_FORWARD_BESIDE = 4
+_PROGRAMS_BACKWARD, _PROGRAMS_BACKWARD_BESIDE = 4, 2
+"""Of a multiprocessor: enough to keep its memory busy; and, where products of queries and keys are to run beside them,
+few enough that those find room. Forward, where nothing does, each token has its own.
 """
+
+
+class Beside(Protocol):
+    """Work on another stream that the two kernels leave room for: what keeps the tensor cores busy, not the memory."""
+
+    def start(self) -> None:
+        """Called before the first of them."""
+
+    def wait(self) -> None:
+        """Called after the second, before the products that follow: those want a multiprocessor to themselves."""
 
 
 def serves(logits: Tensor) -> bool:
@@ -37,24 +48,31 @@ def loss_sums(
     z_loss: float,
     factor: float,
     *,
-    wait_beside: Callable[[], None] | None = None,
+    beside: Beside | None = None,
 ) -> Tensor:
     """As :meth:`lrsweep.model.GPT.loss_sums`, from the logits, which the backward overwrites.
 
-    Where a logit is NaN or +inf the three sums are NaN. ``wait_beside`` waits for work on another stream, for which the
-    gradient of the logits then leaves room: it is called after that gradient and before the products that follow, since
-    those want a multiprocessor to themselves.
+    Where a logit is NaN or +inf the three sums are NaN.
     """
     logits_MxV = logits_BxTxV.flatten(0, -2).contiguous()
-    sums_3: Tensor = _LossSums.apply(logits_MxV, targets_BxT.flatten().contiguous(), z_loss, factor, wait_beside)
+    sums_3: Tensor = _LossSums.apply(logits_MxV, targets_BxT.flatten().contiguous(), z_loss, factor, beside)
     return sums_3
 
 
-def warm_up(vocab_size: int, dtype: torch.dtype, device: torch.device) -> None:
-    """Compile the kernels for logits of such rows."""
+def warm_up(vocab_size: int, dtype: torch.dtype, device: torch.device, *, beside: bool) -> None:
+    """Compile the kernels for logits of such rows; where work runs ``beside``, those that leave room for it, too."""
     logits_MxV = torch.zeros(1, vocab_size, dtype=dtype, device=device, requires_grad=True)
-    sums_3 = loss_sums(logits_MxV[None] * 1.0, torch.zeros(1, 1, dtype=torch.int64, device=device), 0.0, 1.0)
-    sums_3[0].backward()
+    targets_1x1 = torch.zeros(1, 1, dtype=torch.int64, device=device)
+    for work in (None, _Nothing()) if beside else (None,):
+        loss_sums(logits_MxV[None] * 1.0, targets_1x1, 0.0, 1.0, beside=work)[0].backward()
+
+
+class _Nothing:
+    def start(self) -> None:
+        pass
+
+    def wait(self) -> None:
+        pass
 
 
 class _LossSums(torch.autograd.Function):
@@ -65,17 +83,22 @@ class _LossSums(torch.autograd.Function):
         targets_M: Tensor,
         z_loss: float,
         factor: float,
-        wait_beside: Callable[[], None] | None,
+        beside: Beside | None,
     ) -> Tensor:
         n_tokens, vocab_size = logits_MxV.shape
         parts_3xM = logits_MxV.new_empty(3, n_tokens, dtype=torch.float32)
         log_z_M = logits_MxV.new_empty(n_tokens, dtype=torch.float32)
-        _loss_forward[(n_tokens,)](
-            logits_MxV, targets_M, parts_3xM, log_z_M, n_tokens, vocab_size, z_loss, factor,
-            BLOCK=_BLOCK, num_warps=_WARPS,
-        )  # fmt: skip
+        programs, blocks = n_tokens, _FORWARD
+        if beside is not None:
+            beside.start()
+            programs = min(n_tokens, _PROGRAMS_FORWARD_BESIDE * multiprocessors(logits_MxV.device))
+            blocks = _FORWARD_BESIDE
+        launched = _loss_forward[(programs,)](
+            logits_MxV, targets_M, parts_3xM, log_z_M, n_tokens, vocab_size, z_loss, factor, **blocks
+        )
+        let_others_in(launched)
         ctx.save_for_backward(logits_MxV, targets_M, log_z_M)
-        ctx.z_loss, ctx.factor, ctx.wait_beside = z_loss, factor, wait_beside
+        ctx.z_loss, ctx.factor, ctx.beside = z_loss, factor, beside
         return parts_3xM.sum(dim=1)
 
     @staticmethod
@@ -83,15 +106,16 @@ class _LossSums(torch.autograd.Function):
     def backward(ctx: Any, gradient_3: Tensor) -> tuple[Tensor, None, None, None, None]:
         logits_MxV, targets_M, log_z_M = ctx.saved_tensors
         n_tokens, vocab_size = logits_MxV.shape
-        programs = _PROGRAMS if ctx.wait_beside is None else _PROGRAMS_BESIDE
-        _loss_backward[(min(n_tokens, programs * multiprocessors(logits_MxV.device)),)](
+        programs = _PROGRAMS_BACKWARD if ctx.beside is None else _PROGRAMS_BACKWARD_BESIDE
+        launched = _loss_backward[(min(n_tokens, programs * multiprocessors(logits_MxV.device)),)](
             logits_MxV, targets_M, log_z_M, gradient_3.contiguous(), n_tokens, vocab_size, ctx.z_loss, ctx.factor,
-            BLOCK=_BACK_BLOCK, STAGES=_BACK_STAGES, num_warps=_BACK_WARPS,
+            **_BACKWARD,
         )  # fmt: skip
+        let_others_in(launched)
         # Autograd then says so if anybody else had kept the logits for a backward.
         torch.autograd.graph.increment_version(logits_MxV)
-        if ctx.wait_beside is not None:
-            ctx.wait_beside()
+        if ctx.beside is not None:
+            ctx.beside.wait()
         return logits_MxV, None, None, None, None
 
 
@@ -109,29 +133,30 @@ if triton is not None:
 
     @triton.jit(do_not_specialize=["n_tokens"])
     def _loss_forward(
-        logits_ptr, targets_ptr, parts_ptr, log_z_ptr, n_tokens, vocab_size, z_loss, factor, BLOCK: tl.constexpr
-    ):
-        """Of one token: objective, loss and log Z, each times the factor, and log Z itself."""
-        token = tl.program_id(0).to(tl.int64)
-        logits_ptr += token * vocab_size
+        logits_ptr, targets_ptr, parts_ptr, log_z_ptr, n_tokens, vocab_size, z_loss, factor, BLOCK: tl.constexpr,
+        STAGES: tl.constexpr,
+    ):  # fmt: skip
+        """Of every so many-th token: objective, loss and log Z, each times the factor, and log Z itself."""
         at = tl.arange(0, BLOCK)
-        largest = tl.full([BLOCK // 8], _LOWEST, tl.float32)
-        total = tl.zeros([BLOCK // 8], tl.float32)
         whole = vocab_size // BLOCK * BLOCK
-        for start in range(0, whole, BLOCK):
-            x = tl.load(logits_ptr + start + at).to(tl.float32)
-            largest, total = _online(x * _LOG2_E, largest, total, BLOCK)
-        if whole < vocab_size:
-            inside = whole + at < vocab_size
-            x = tl.load(logits_ptr + whole + at, mask=inside, other=float("-inf")).to(tl.float32)
-            largest, total = _online(x * _LOG2_E, largest, total, BLOCK)
-        top = tl.max(largest, 0)
-        log_z = (tl.log2(tl.sum(total * tl.exp2(largest - top), 0)) + top) / _LOG2_E
-        loss = log_z - tl.load(logits_ptr + tl.load(targets_ptr + token)).to(tl.float32)
-        tl.store(parts_ptr + token, factor * (loss + z_loss * log_z * log_z))
-        tl.store(parts_ptr + n_tokens + token, factor * loss)
-        tl.store(parts_ptr + 2 * n_tokens + token, factor * log_z)
-        tl.store(log_z_ptr + token, log_z)
+        for token in range(tl.program_id(0), n_tokens, tl.num_programs(0)):
+            row_ptr = logits_ptr + tl.cast(token, tl.int64) * vocab_size
+            largest = tl.full([BLOCK // 8], _LOWEST, tl.float32)
+            total = tl.zeros([BLOCK // 8], tl.float32)
+            for start in tl.range(0, whole, BLOCK, num_stages=STAGES):
+                x = tl.load(row_ptr + start + at).to(tl.float32)
+                largest, total = _online(x * _LOG2_E, largest, total, BLOCK)
+            if whole < vocab_size:
+                inside = whole + at < vocab_size
+                x = tl.load(row_ptr + whole + at, mask=inside, other=float("-inf")).to(tl.float32)
+                largest, total = _online(x * _LOG2_E, largest, total, BLOCK)
+            top = tl.max(largest, 0)
+            log_z = (tl.log2(tl.sum(total * tl.exp2(largest - top), 0)) + top) / _LOG2_E
+            loss = log_z - tl.load(row_ptr + tl.load(targets_ptr + token)).to(tl.float32)
+            tl.store(parts_ptr + token, factor * (loss + z_loss * log_z * log_z))
+            tl.store(parts_ptr + n_tokens + token, factor * loss)
+            tl.store(parts_ptr + 2 * n_tokens + token, factor * log_z)
+            tl.store(log_z_ptr + token, log_z)
 
     @triton.jit
     def _gradient(x, is_target, log2_z, of_softmax, of_loss):

@@ -30,23 +30,19 @@ def loss_by_chunks(
     *,
     chunks: int,
     dtype: torch.dtype,
-    before_backward: Callable[[int], None],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The sums, and the gradients of the first on the stream and on the head's matrix.
 
-    Gradients of other parameters that ``sums_of`` reaches are added to what they have. ``before_backward`` is called
-    with the number of each part between its loss and its backward.
-
-    The head's matrix is made the ``dtype`` of its products once, not for each part, and its gradients are of that, too,
-    but are added up in the matrix's own.
+    Gradients of other parameters that ``sums_of`` reaches are added to what they have. The head's matrix is made the
+    ``dtype`` of its products once, not for each part, and its gradients are of that, too, but are added up in the
+    matrix's own.
     """
     x_MxD, head = x_BxTxD.flatten(0, 1).detach().requires_grad_(), head_VxD.detach().to(dtype).requires_grad_()
     of_head: Tensor | None = None
     totals = []
     parts = zip(x_MxD.chunk(chunks), targets_BxT.flatten().chunk(chunks), strict=True)
-    for i, (x, targets) in enumerate(parts):
+    for x, targets in parts:
         sums = sums_of(x[None], head, targets[None])
-        before_backward(i)
         sums[0].backward()  # type: ignore[no-untyped-call]
         totals.append(sums.detach())
         assert head.grad is not None

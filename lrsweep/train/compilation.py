@@ -18,7 +18,7 @@ from lrsweep.model.residual import joins_by_kernel
 from lrsweep.probes import gpu_logits, gpu_tokens
 from lrsweep.train.optimizers import Optimizer
 
-LossSums = Callable[[Tensor, Tensor, Tensor, float, float, Callable[[], None] | None], Tensor]
+LossSums = Callable[[Tensor, Tensor, Tensor, float, float, gpu_loss.Beside | None], Tensor]
 """As :meth:`lrsweep.model.GPT.loss_sums`."""
 
 
@@ -53,7 +53,9 @@ def compile_model(model: GPT, device: torch.device, backend: str = "inductor") -
     return torch.compile(model.loss_sums, backend=backend, options=options)
 
 
-def warm_ups(model: GPT, optimizer: Optimizer, dtype: torch.dtype, device: torch.device) -> list[Callable[[], None]]:
+def warm_ups(
+    model: GPT, optimizer: Optimizer, dtype: torch.dtype, device: torch.device, *, beside_loss: bool
+) -> list[Callable[[], None]]:
     """What compiles the kernels of our own that a step of ``model`` takes, by launching them on next to nothing."""
     shape, score, block, job = model.shape, model.score, model.blocks[0], functools.partial
     assert isinstance(block, Block)
@@ -64,7 +66,7 @@ def warm_ups(model: GPT, optimizer: Optimizer, dtype: torch.dtype, device: torch
         optimizer.warm_up,
     ]
     if model.plain_logits:
-        jobs.append(job(gpu_loss.warm_up, shape.vocab_size, dtype, device))
+        jobs.append(job(gpu_loss.warm_up, shape.vocab_size, dtype, device, beside=beside_loss))
     if block.attn.by_kernel:
         gains, centred = block.attn.head_norms()
         heads = job(gpu_heads.warm_up, shape.n_heads, shape.d_head, dtype, device)
@@ -86,10 +88,13 @@ class OwnKernels:
         optimizer: what moves its weights.
         dtype: type of its activations.
         device: a GPU.
+        beside_loss: whether some work runs beside the loss.
     """
 
-    def __init__(self, model: GPT, optimizer: Optimizer, dtype: torch.dtype, device: torch.device) -> None:
-        self._device, self._jobs = device, warm_ups(model, optimizer, dtype, device)
+    def __init__(
+        self, model: GPT, optimizer: Optimizer, dtype: torch.dtype, device: torch.device, *, beside_loss: bool
+    ) -> None:
+        self._device, self._jobs = device, warm_ups(model, optimizer, dtype, device, beside_loss=beside_loss)
         self._thread: threading.Thread | None = threading.Thread(target=self._compile)
         self._thread.start()
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lrsweep.triton_kernels import multiprocessors, tl, triton
+from lrsweep.triton_kernels import let_others_in, multiprocessors, tl, triton
 
 _COLUMNS = 7
 """Of the table: addresses of weight, gradient, first and second moment, bf16 copy; number of elements; group."""
@@ -149,10 +149,11 @@ class _Alike:
 
     def _launch_step(self, table: Tensor, rates: Tensor, finite: Tensor, divisor: Tensor, n_rows: int) -> None:
         beta1, beta2 = self._betas
-        _adamw[(self._moved.shape[1],)](
+        launched = _adamw[(self._moved.shape[1],)](
             table, self._decays, rates, self._steps, finite, divisor, self._moved, n_rows,
             beta1, beta2, self._eps, HALF=self._has_half, BLOCK=_BLOCK, COLUMNS=_COLUMNS, STAGES=_STAGES, num_warps=4,
         )  # fmt: skip
+        let_others_in(launched)
 
     def _gradients(self) -> list[Tensor]:
         gradients = []

@@ -16,6 +16,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor
 from lrsweep.config import Body, ModelShape, TrainConfig, TrialSpec
 from lrsweep.model import GPT, ProbeLevel, gpu_embedding, init_weights
 from lrsweep.model.block import Seen
+from lrsweep.model.gpu_loss import Beside
 from lrsweep.model.moments import LogitMoments, Moments, SiteMoments, joined, site_moments
 from lrsweep.schemes import Scheme
 from lrsweep.train.capture import Graphs, streams
@@ -78,6 +80,23 @@ class EngineKey:
             device=spec.device,
             weight_decay=decay,
         )
+
+
+class _LogitsBeside:
+    """Measures the attention logits of some layers, as many beside each part of the loss."""
+
+    def __init__(self, engine: Engine, layers: Sequence[Seen], chunks: int) -> None:
+        edges = [i * len(layers) // chunks for i in range(chunks + 1)]
+        self._engine, self._parts = engine, iter([layers[a:b] for a, b in pairwise(edges)])
+        self.moments: list[LogitMoments] = []
+
+    def start(self) -> None:
+        if layers := next(self._parts):
+            with self._engine._beside():
+                self.moments.extend(self._engine._logit_moments(layers))
+
+    def wait(self) -> None:
+        self._engine._wait_beside()
 
 
 class Engine:
@@ -140,11 +159,12 @@ class Engine:
         groups = groups_of(self.model, train, key.weight_decay)
         # Whoever moves weights after the optimizer has moved them makes its own account of the update void.
         moved_later = key.scheme.geometry != "free" or key.scheme.qk_clip is not None
+        self._chunks = n_chunks(micro * seq, key.shape.vocab_size)
+        """Parts of a micro-batch's loss."""
         self._halves: Halves = {}
         added_up = self._micros > 1 or ranks is not None
         if self._dtype == torch.bfloat16 and keeps_halves(train, self._lr) and not (moved_later or added_up):
-            chunked = n_chunks(train.batch_size * seq, key.shape.vocab_size) > 1
-            self._halves = give_halves(self.model, without=self.model.head if chunked else None)
+            self._halves = give_halves(self.model, without=self.model.head if self._chunks > 1 else None)
         self._optimizer: Optimizer = OPTIMIZERS[train.optimizer](groups, train, self._lr, self._halves)
         self._before: list[Tensor] = []
         if moved_later or not self._optimizer.accounts:
@@ -157,7 +177,9 @@ class Engine:
             if capture:
                 self._graphs = Graphs((False, True) if self._micros > 1 else (True,), ahead)
             if compiled:
-                self._own_kernels = OwnKernels(self.model, self._optimizer, self._dtype, self.device)
+                self._own_kernels = OwnKernels(
+                    self.model, self._optimizer, self._dtype, self.device, beside_loss=self._chunks > 1
+                )
         if self._micros > 1:
             for parameter in self._parameters:
                 parameter.grad = torch.zeros_like(parameter)
@@ -215,31 +237,23 @@ class Engine:
             self._own_kernels.wait()
         with self._beside():
             sites = site_moments(seen)
-        chunks = n_chunks(targets_BxT.numel(), self.key.shape.vocab_size)
-        if chunks == 1:
+        if self._chunks == 1:
             sums = self._sums_of(x_BxTxD, head_VxD, targets_BxT)
             self._arm(last)
             sums.backward(self._objective)  # type: ignore[no-untyped-call]
             return sums.detach(), seen, sites, []
-        # The products of queries and keys keep the tensor cores busy, the gradient of so many logits only the memory.
-        # The head's own products wait: blocks of others on a multiprocessor keep theirs from starting there. Half the
-        # last micro-batch's layers are left for the update.
+        # The products of queries and keys keep the tensor cores busy, the loss of so many logits only the memory. Half
+        # the last micro-batch's layers are left for the update.
         n_layers = len(seen) // (2 if last else 1) if seen[0].logits else 0
-        logits: list[LogitMoments] = []
-
-        def measure_some(chunk: int) -> None:
-            if layers := seen[chunk * n_layers // chunks : (chunk + 1) * n_layers // chunks]:
-                with self._beside():
-                    logits.extend(self._logit_moments(layers))
-
+        beside = _LogitsBeside(self, seen[:n_layers], self._chunks) if n_layers else None
         self._arm(False)  # What lies behind the stream gets a part of its gradient with each chunk.
-        sums_of = functools.partial(self._sums_of, wait_beside=self._wait_beside if n_layers else None)
+        sums_of = functools.partial(self._sums_of, beside=beside)
         sums, *gradients = loss_by_chunks(
-            sums_of, x_BxTxD, head_VxD, targets_BxT, chunks=chunks, dtype=self._dtype, before_backward=measure_some
+            sums_of, x_BxTxD, head_VxD, targets_BxT, chunks=self._chunks, dtype=self._dtype
         )
         self._arm(last)
         torch.autograd.backward([x_BxTxD, head_VxD], gradients)
-        return sums, seen, sites, logits
+        return sums, seen, sites, [] if beside is None else beside.moments
 
     def _logit_moments(self, layers: Sequence[Seen]) -> list[LogitMoments]:
         """One, or none where the layers kept no logits."""
@@ -252,12 +266,12 @@ class Engine:
         head_VxD: Tensor,
         targets_BxT: Tensor,
         *,
-        wait_beside: Callable[[], None] | None = None,
+        beside: Beside | None = None,
     ) -> Tensor:
         """A part of the means over the batch."""
         per_token = 1 / (self.key.train.batch_size * self.key.shape.seq_len)
         with self._autocast():
-            return self._loss_sums(x_BxTxD, head_VxD, targets_BxT, self.key.train.z_loss, per_token, wait_beside)
+            return self._loss_sums(x_BxTxD, head_VxD, targets_BxT, self.key.train.z_loss, per_token, beside)
 
     @contextlib.contextmanager
     def _beside(self) -> Iterator[None]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from torch import Tensor
 
 from tests.conftest import KERNEL_DEVICE, KERNEL_HALF, needs_triton
+
+if TYPE_CHECKING:
+    from lrsweep.model.gpu_loss import Beside
 
 pytestmark = needs_triton
 
@@ -30,13 +33,13 @@ def measured(
     z_loss: float,
     factor: float = 1.0,
     *,
-    wait_beside: Callable[[], None] | None = None,
+    beside: Beside | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The sums times ``factor``, and the gradient of twice the first."""
     from lrsweep.model.gpu_loss import loss_sums
 
     # The kernel may write on what it is given.
-    sums = loss_sums(logits * 1.0, targets, z_loss, factor, wait_beside=wait_beside)
+    sums = loss_sums(logits * 1.0, targets, z_loss, factor, beside=beside)
     (gradient,) = torch.autograd.grad(sums[0] * 2.0, logits)
     return sums.detach().double().cpu(), gradient.double().cpu()
 
@@ -61,14 +64,24 @@ def test_sums_and_gradients_equal_float64(vocab: int, z_loss: float) -> None:
     torch.testing.assert_close(gradient, 0.25 * expected, rtol=1e-4, atol=1e-7)
 
 
-def test_a_backward_that_leaves_room_gives_the_same_and_waits_before_what_follows() -> None:
-    logits, targets = logits_of(5000), targets_of(5000)
-    alone = measured(logits, targets, 0.1)
-    seen: list[str] = []
-    logits.register_hook(lambda gradient: seen.append("products"))
-    beside = measured(logits, targets, 0.1, wait_beside=lambda: seen.append("wait"))
-    assert all(map(torch.equal, alone, beside))
-    assert seen == ["wait", "products"]
+class Log(list[str]):
+    def start(self) -> None:
+        self.append("start")
+
+    def wait(self) -> None:
+        self.append("wait")
+
+
+@pytest.mark.parametrize("vocab", [7, 4096, 10_000])
+def test_kernels_that_leave_room_give_the_same_and_wait_before_the_products(vocab: int) -> None:
+    logits, targets = logits_of(vocab), targets_of(vocab)
+    sums, gradient = measured(logits, targets, 0.1)
+    log = Log()
+    logits.register_hook(lambda gradient: log.append("products"))
+    found = measured(logits, targets, 0.1, beside=log)
+    torch.testing.assert_close(found[0], sums, rtol=1e-6, atol=0)
+    torch.testing.assert_close(found[1], gradient, rtol=1e-5, atol=1e-8)
+    assert log == ["start", "wait", "products"]
 
 
 def test_half_precision_is_read_and_written_but_not_computed_in() -> None:
