@@ -49,6 +49,8 @@ class ReportCommand:
     """Result folder of a sweep."""
     epsilon: Annotated[float | None, shown("X")] = None
     """Nats above the best sibling from which a final loss counts as degraded; default: the sweep's."""
+    out: Annotated[Path | None, shown("FOLDER")] = None
+    """Where to write; default: the result folder itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,7 +253,7 @@ def _report(command: ReportCommand) -> int:
 
     from lrsweep.sweep.closing import report_folder
 
-    return report_folder(command.folder, command.epsilon, Console(soft_wrap=not sys.stdout.isatty()))
+    return report_folder(command.folder, command.epsilon, command.out, Console(soft_wrap=not sys.stdout.isatty()))
 
 
 def _detect(command: Detect) -> int:

@@ -200,12 +200,13 @@ class ResultStore:
                 ) from None
         return rows
 
-    def write_trials(self) -> pd.DataFrame:
-        """Make ``trials.parquet`` anew from the finished trials, and return it as a table."""
+    def write_trials(self, folder: Path | None = None) -> pd.DataFrame:
+        """Make ``trials.parquet`` anew from the finished trials, here or in ``folder``, and return it as a table."""
+        there = ResultStore(folder or self.root)
         rows = sorted(self.rows().values(), key=lambda r: (r.body, r.size, r.scheme, r.lr, r.seed))
         table = pa.Table.from_pylist([asdict(r) for r in rows], schema=_TRIAL_SCHEMA)
-        _replace_with(self.root / "trials.parquet", lambda p: pq.write_table(table, p, compression="zstd"))
-        return self.trials()
+        _replace_with(there.root / "trials.parquet", lambda p: pq.write_table(table, p, compression="zstd"))
+        return there.trials()
 
     def trials(self) -> pd.DataFrame:
         """``trials.parquet`` as a table with :data:`TRIAL_COLUMNS`; ``onset_step`` is a nullable integer.

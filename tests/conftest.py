@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+
+from lrsweep import schemes
 
 KERNEL_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 """Where GPU kernels are tested: on a CPU, Triton's interpreter runs them."""
@@ -38,6 +41,18 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         del os.environ["LRSWEEP_CACHE"]
     else:
         os.environ["LRSWEEP_CACHE"] = before
+
+
+@pytest.fixture(autouse=True)
+def _own_schemes() -> Iterator[None]:
+    """Schemes that a test registers, and the modules of users' files, are gone with it."""
+    schemes.all_schemes()  # Installed ones, which are looked for once, stay.
+    before = dict(schemes._REGISTRY)
+    yield
+    schemes._REGISTRY.clear()
+    schemes._REGISTRY.update(before)
+    for name in [name for name in sys.modules if name.startswith("lrsweep_own_")]:
+        del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

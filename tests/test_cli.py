@@ -139,6 +139,28 @@ def test_report_is_made_anew_with_another_epsilon(tmp_path: Path) -> None:
     assert ",1.5," in (tmp_path / "out" / "frontier.csv").read_text()
 
 
+def test_a_table_of_trials_alone_is_reported_elsewhere(tmp_path: Path, root: Path) -> None:
+    folder = root / "results" / "reference" / "rybakov-three-10m"
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    refused = lrsweep("report", str(folder), cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "--out FOLDER" in refused.stderr
+    result = lrsweep("report", str(folder), "--epsilon", "1.5", "--out", "there", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "there" / "report" / "index.html").exists()
+    assert ",1.5," in (tmp_path / "there" / "frontier.csv").read_text()
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_report_replaces_no_other_sweep_s(tmp_path: Path, root: Path) -> None:
+    reference = root / "results" / "reference"
+    (tmp_path / "manifest.json").write_text("{}")
+    result = lrsweep("report", str(reference / "rybakov-three-10m"), "--out", ".", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "is a result folder itself" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
 def test_a_reader_that_leaves_early_is_no_traceback(tmp_path: Path) -> None:
     process = subprocess.Popen(command("schemes"), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None

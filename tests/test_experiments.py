@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lrsweep import schemes
 from lrsweep.config import SIZES, TRAIN_FLAGS, SweepConfig, find_body, find_size, mlp_width, read_config_file
 from lrsweep.schemes import find
 from lrsweep.sweep.plan import find_schemes, make_plan, train_config
@@ -28,10 +27,8 @@ def name_of(path: Path) -> str:
 
 @pytest.fixture(autouse=True)
 def _in_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Configs name files as seen from the checkout; the schemes of those files are gone with the test."""
+    """Configs name files as seen from the checkout."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(schemes, "_REGISTRY", dict(schemes._REGISTRY))
-    monkeypatch.setattr(sys, "modules", {k: v for k, v in sys.modules.items() if not k.startswith("lrsweep_own_")})
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name_of)

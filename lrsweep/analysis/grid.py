@@ -28,6 +28,14 @@ bracketed, but the best loss is at the lowest LR, and if a lower one has a bette
 and the bracket lies too high. ``inside``: bracketed otherwise, or nothing ran. The most pressing first.
 """
 
+_WHY: dict[Where, str] = {
+    "above": "the frontier lies above the grid; extend it",
+    "below": "the frontier lies below the grid; extend it",
+    "plateau": "the bracket cuts a plateau (at twice the ε it lies more than 4 times as high); train longer",
+    "edge": "the best loss is at the lowest LR, so the bracket may lie too high; extend the grid below",
+    "inside": "narrow the bracket",
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GridAdvice:
@@ -45,6 +53,11 @@ class GridAdvice:
     """Ascending; of a plateau those of the grid, from the best to its end. Empty if nothing ran, or if the bracket is
     too tight for a value of three digits inside.
     """
+
+    @property
+    def why(self) -> str:
+        """What that means and what to do, in words."""
+        return _WHY[self.where]
 
 
 def grid_advice(frontier: pd.DataFrame, trials: pd.DataFrame) -> tuple[GridAdvice, ...]:

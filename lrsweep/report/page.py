@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from lrsweep.analysis import GridAdvice, Where, worth_trying
+from lrsweep.analysis import GridAdvice, worth_trying
 from lrsweep.report.labels import format_lr
 from lrsweep.report.page_text import CSS, DEFINITIONS
 from lrsweep.report.tables import TextTable
@@ -157,15 +157,8 @@ def _cell_class(table: TextTable, column: int, cell: str) -> str:
 
 
 def _advice(advice: Iterable[GridAdvice]) -> str:
-    words: dict[Where, str] = {
-        "above": "no learning rate was unstable, so the frontier lies above the grid; try",
-        "below": "no learning rate was stable, so the frontier lies below the grid; try",
-        "plateau": "at twice the ε the bracket lies over four times as high, so it cuts a plateau; train longer at",
-        "edge": "the best loss is at the lowest learning rate, and a better one would lower the bracket; try",
-        "inside": "to narrow the bracket, try",
-    }
     items = [
-        f"<li><b>{escape(a.scheme)}</b> ({escape(a.body)} {escape(a.size)}): {words[a.where]} "
+        f"<li><b>{escape(a.scheme)}</b> ({escape(a.body)} {escape(a.size)}): {a.why}: "
         f"{', '.join(map(format_lr, a.lrs))}</li>"
         for a in worth_trying(advice)
     ]

@@ -57,7 +57,7 @@ class Report:
     """Every file written, the page included."""
 
 
-def write_report(store: ResultStore, *, epsilon: Epsilon) -> Report:
+def write_report(store: ResultStore, *, epsilon: Epsilon, out: Path | None = None) -> Report:
     """Write ``frontier.{csv,md,tex}``, ``brackets.csv``, ``tolerance.csv``, ``spikes.csv``, ``lead_times.csv`` and the
     folder ``report/`` of a sweep.
 
@@ -68,12 +68,14 @@ def write_report(store: ResultStore, *, epsilon: Epsilon) -> Report:
     Args:
         store: the result folder.
         epsilon: ε in nats, one number or one for each size.
+        out: where to write; default: the result folder.
 
     Raises:
         UserError: no trial has finished, or a file is cut short.
         ValueError: ε is negative or NaN, or a size has none.
     """
-    trials = store.write_trials() if store.rows() else store.trials()
+    root = out or store.root
+    trials = store.write_trials(root) if store.rows() else store.trials()
     if trials.empty:
         raise UserError(f"{store.root} holds no finished trial; run `lrsweep sweep` first, or name another folder")
     judged = judge(trials, epsilon)
@@ -85,7 +87,7 @@ def write_report(store: ResultStore, *, epsilon: Epsilon) -> Report:
     bracket_table = display_order(brackets(trials, epsilon))
     advice = grid_advice(frontier_table, trials)
 
-    root, folder = store.root, store.root / "report"
+    folder = root / "report"
     texts = {
         "frontier.csv": to_csv(frontier_table),
         "frontier.md": to_markdown(frontier_text(frontier_table)),

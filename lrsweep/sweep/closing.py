@@ -17,24 +17,16 @@ from lrsweep.store import ResultStore
 from lrsweep.sweep.plan import ALL, Plan
 from lrsweep.sweep.run import command_for, relative
 
-_WHY: dict[Where, str] = {
-    "above": "the frontier lies above the grid; extend it",
-    "below": "the frontier lies below the grid; extend it",
-    "plateau": "the bracket cuts a plateau (at twice the ε it lies more than 4 times as high); train longer",
-    "edge": "the best loss is at the lowest LR, so the bracket may lie too high; extend the grid below",
-    "inside": "narrow the bracket",
-}
-
 
 def next_commands(plan: Plan, advice: tuple[GridAdvice, ...]) -> list[tuple[str, str]]:
     """(why, command) for each group of schemes that want the same further LRs; the most pressing first."""
-    groups: dict[tuple[Where, str, str, tuple[float, ...]], list[str]] = {}
+    groups: dict[tuple[Where, str, str, str, tuple[float, ...]], list[str]] = {}
     for a in worth_trying(advice):
-        groups.setdefault((a.where, a.body, a.size, a.lrs), []).append(a.scheme)
+        groups.setdefault((a.where, a.why, a.body, a.size, a.lrs), []).append(a.scheme)
     # A scheme from a user's file is found again only with its file.
     typed = {find(name).name: name for name in plan.config.arch if name != ALL}
     commands = []
-    for (where, body, size, lrs), schemes in groups.items():
+    for (where, why, body, size, lrs), schemes in groups.items():
         config, out = plan.config, str(relative(plan.out))
         if where == "plateau":
             # Trials of another length are of another sweep, which has a folder of its own.
@@ -48,7 +40,7 @@ def next_commands(plan: Plan, advice: tuple[GridAdvice, ...]) -> list[tuple[str,
             lrs=lrs,
             out=out,
         )
-        commands.append((f"{', '.join(schemes)}: {_WHY[where]}", command))
+        commands.append((f"{', '.join(schemes)}: {why}", command))
     return commands
 
 
@@ -81,11 +73,12 @@ def _print_report(report: Report, folder: Path, console: Console) -> None:
     console.print(f"table  {relative(folder)}/frontier.csv, .md, .tex", highlight=False, soft_wrap=True)
 
 
-def report_folder(folder: Path, epsilon: float | None, console: Console) -> int:
-    """Make the report of ``folder`` anew, with its own ε or another; returns the exit code.
+def report_folder(folder: Path, epsilon: float | None, out: Path | None, console: Console) -> int:
+    """Make the report of ``folder`` anew, there or in ``out``, with its own ε or another; returns the exit code.
 
     Raises:
-        UserError: it is not a result folder, it holds no finished trial, or ε is not above 0.
+        UserError: it is not a result folder, it holds no finished trial, ``out`` is a result folder itself, or ε is not
+            above 0; or it holds the table of the trials without their records, and there is no ``out``.
     """
     if epsilon is not None and not epsilon > 0:
         raise UserError(f"--epsilon must be above 0 nats, got {epsilon:g}")
@@ -93,9 +86,17 @@ def report_folder(folder: Path, epsilon: float | None, console: Console) -> int:
     manifest = store.read_manifest()
     if manifest is None:
         raise UserError(f"{folder} is not a result folder (no manifest.json); name one that `lrsweep sweep` wrote")
+    if out is not None and ResultStore(out).read_manifest() is not None:
+        raise UserError(f"--out {out} is a result folder itself, whose report this would replace; name another folder")
     if not store.rows():
-        raise UserError(f"{folder} holds no finished trial yet; run its sweep first: {manifest['command']}")
+        if not (folder / "trials.parquet").exists() or store.trials().empty:
+            raise UserError(f"{folder} holds no finished trial yet; run its sweep first: {manifest['command']}")
+        if out is None:
+            raise UserError(
+                f"{folder} holds trials.parquet without steps/, so a report made there would say less than the one it "
+                "replaces; write it elsewhere with --out FOLDER"
+            )
     own: Mapping[str, float] = {size: entry["epsilon"] for size, entry in manifest["sizes"].items()}
-    report = write_report(store, epsilon=epsilon or own)
-    _print_report(report, folder.absolute(), console)
+    report = write_report(store, epsilon=epsilon or own, out=out)
+    _print_report(report, (out or folder).absolute(), console)
     return DONE

@@ -91,9 +91,8 @@ class _LogitsBeside:
         self.moments: list[LogitMoments] = []
 
     def start(self) -> None:
-        if layers := next(self._parts):
-            with self._engine._beside():
-                self.moments.extend(self._engine._logit_moments(layers))
+        with self._engine._beside():
+            self.moments += self._engine._logit_moments(next(self._parts))
 
     def wait(self) -> None:
         self._engine._wait_beside()

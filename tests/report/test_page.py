@@ -100,11 +100,11 @@ def test_advice_says_which_side(tmp_path):
     ]
     items = ["".join(e.itertext()) for e in parse(render_page(content(tmp_path, advice=tuple(sides)))).iter("li")]
     assert len(items) == 4
-    assert "low (gpt 2m): no learning rate was stable" in items[0]
+    assert "low (gpt 2m): the frontier lies below the grid" in items[0]
     assert items[0].endswith("1e-4, 3e-4")
-    assert "flat (gpt 2m): at twice the ε" in items[1]
-    assert items[1].endswith("train longer at 0.1, 0.2, 0.8")
-    assert "best (gpt 2m): the best loss is at the lowest learning rate" in items[2]
+    assert "flat (gpt 2m): the bracket cuts a plateau" in items[1]
+    assert items[1].endswith("train longer: 0.1, 0.2, 0.8")
+    assert "best (gpt 2m): the best loss is at the lowest LR" in items[2]
     assert items[3].endswith("0.2, 0.4")
 
 

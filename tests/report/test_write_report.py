@@ -113,6 +113,16 @@ def test_trials_parquet_alone_is_enough(tmp_path, store):
     assert [p for p in report.paths if "frontier-gpt" in p.name]
 
 
+def test_elsewhere_it_leaves_the_result_folder_alone(tmp_path):
+    store = ResultStore(tmp_path / "sweep")
+    write_sweep(store, replace(SWEEP, schemes=("preln",), lrs=(0.1, 0.2), seeds=(0,)))
+    before = sorted(path for path in store.root.rglob("*"))
+    report = write_report(store, epsilon=0.25, out=tmp_path / "there")
+    assert sorted(store.root.rglob("*")) == before
+    assert all(path.is_relative_to(tmp_path / "there") for path in report.paths)
+    assert (tmp_path / "there" / "trials.parquet").exists()
+
+
 def test_no_finished_trial(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         write_report(ResultStore(tmp_path), epsilon=0.25)

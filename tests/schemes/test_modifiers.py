@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import lrsweep.schemes as schemes
 from lrsweep.config import DataConfig, ModelShape, TrainConfig, TrialSpec, find_size
 from lrsweep.errors import UserError
 from lrsweep.schemes import MODIFIERS, Scheme, all_schemes, find, register
@@ -147,13 +146,6 @@ def test_full_qk_is_refused_where_there_is_nothing_to_widen(name: str) -> None:
         find(f"{name}+full_qk")
 
 
-@pytest.fixture
-def registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A registry to write into, forgotten after the test."""
-    monkeypatch.setattr(schemes, "_REGISTRY", dict(schemes._REGISTRY))
-
-
-@pytest.mark.usefixtures("registry")
 def test_adamw_shows_where_the_row_has_another_optimizer_of_its_own() -> None:
     mine = register(Scheme(name="mine", source="", formula="", training=(("optimizer", "muon"), ("beta2", 0.9))))
     changed = find("mine+adamw")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,13 +24,6 @@ from lrsweep.schemes import Scheme, register
 register(Scheme(name="mine", source="ours", formula="qk-norm over the full width", qk_norm="full"))
 register(Scheme(name="other", source="ours", formula="no final norm", final_norm=False))
 """
-
-
-@pytest.fixture(autouse=True)
-def registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A registry to write into, and the modules of users' files, forgotten after the test."""
-    monkeypatch.setattr(schemes, "_REGISTRY", dict(schemes._REGISTRY))
-    monkeypatch.setattr(sys, "modules", {k: v for k, v in sys.modules.items() if not k.startswith("lrsweep_own_")})
 
 
 @pytest.fixture

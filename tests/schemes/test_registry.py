@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import lrsweep.schemes as schemes
 from lrsweep.errors import UserError
 from lrsweep.names import look_up, nearest_first
 from lrsweep.schemes import Scheme, all_schemes, find, register, rybakov
@@ -29,12 +28,6 @@ CHANGES: dict[str, dict[str, Any]] = {
     "qknorm_cap": {"qk_norm": "head", "logit_cap": 50.0},
 }
 """What arXiv 2410.16682 changes in the pre-LN block, and nothing else."""
-
-
-@pytest.fixture
-def registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A registry to write into, forgotten after the test."""
-    monkeypatch.setattr(schemes, "_REGISTRY", dict(schemes._REGISTRY))
 
 
 def own(name: str, **fields: Any) -> Scheme:
@@ -123,7 +116,6 @@ def test_look_up_names_its_flag_and_its_thing() -> None:
         look_up("zz", {"ab": 1}, flag="--x", what="thing")
 
 
-@pytest.mark.usefixtures("registry")
 def test_a_registered_row_is_known_everywhere() -> None:
     mine = register(own("my_norm", qk_norm="full"))
     assert find("MY-norm") is mine
@@ -132,7 +124,6 @@ def test_a_registered_row_is_known_everywhere() -> None:
         find("mynorms")
 
 
-@pytest.mark.usefixtures("registry")
 def test_registering_the_same_row_again_changes_nothing() -> None:
     before = all_schemes()
     assert register(find("qknorm")) == find("qknorm")
@@ -141,7 +132,6 @@ def test_registering_the_same_row_again_changes_nothing() -> None:
     assert [s.name for s in all_schemes()] == [*(s.name for s in before), "my_norm"]
 
 
-@pytest.mark.usefixtures("registry")
 @pytest.mark.parametrize("name", ["qknorm", "QK_NORM", "qk-norm"])
 def test_another_row_under_a_taken_name_is_refused_and_leaves_the_registry_as_it_was(name: str) -> None:
     before = all_schemes()
