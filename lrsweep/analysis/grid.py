@@ -31,7 +31,8 @@ and the bracket lies too high. ``inside``: bracketed otherwise, or nothing ran. 
 _WHY: dict[Where, str] = {
     "above": "the frontier lies above the grid; extend it",
     "below": "the frontier lies below the grid; extend it",
-    "plateau": "the bracket cuts a plateau (at twice the ε it lies more than 4 times as high); train longer",
+    "plateau": "the bracket cuts a plateau (at twice the ε it lies more than "
+    f"{_PLATEAU_RATIO} times as high); train longer",
     "edge": "the best loss is at the lowest LR, so the bracket may lie too high; extend the grid below",
     "inside": "narrow the bracket",
 }

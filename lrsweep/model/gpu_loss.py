@@ -8,7 +8,9 @@ Legend: M tokens, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,14 +29,14 @@ few enough that those find room. Forward, where nothing does, each token has its
 """
 
 
-class Beside(Protocol):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
     """Work on another stream that the two kernels leave room for: what keeps the tensor cores busy, not the memory."""
 
-    def start(self) -> None:
-        """Called before the first of them."""
-
-    def wait(self) -> None:
-        """Called after the second, before the products that follow: those want a multiprocessor to themselves."""
+    start: Callable[[], None]
+    """Called before the first of them."""
+    wait: Callable[[], None]
+    """Called after the second, before the products that follow: those want a multiprocessor to themselves."""
 
 
 def serves(logits: Tensor) -> bool:
@@ -63,16 +65,9 @@ def warm_up(vocab_size: int, dtype: torch.dtype, device: torch.device, *, beside
     """Compile the kernels for logits of such rows; where work runs ``beside``, those that leave room for it, too."""
     logits_MxV = torch.zeros(1, vocab_size, dtype=dtype, device=device, requires_grad=True)
     targets_1x1 = torch.zeros(1, 1, dtype=torch.int64, device=device)
-    for work in (None, _Nothing()) if beside else (None,):
+    nothing = Beside(start=lambda: None, wait=lambda: None)
+    for work in (None, nothing) if beside else (None,):
         loss_sums(logits_MxV[None] * 1.0, targets_1x1, 0.0, 1.0, beside=work)[0].backward()
-
-
-class _Nothing:
-    def start(self) -> None:
-        pass
-
-    def wait(self) -> None:
-        pass
 
 
 class _LossSums(torch.autograd.Function):
@@ -123,11 +118,13 @@ if triton is not None:
     _LOG2_E = tl.constexpr(1.4426950408889634)
     _LOWEST = tl.constexpr(-3.0e38)
     """Finite, so that its difference from itself is 0."""
+    _EIGHT = tl.constexpr(8)
+    """Neighbours that one thread reads at once."""
 
     @triton.jit
     def _online(x, largest, total, BLOCK: tl.constexpr):
         """One block more in the running maximum and sum of powers of 2 of every eight neighbours, a thread's own."""
-        x = tl.reshape(x, [BLOCK // 8, 8])
+        x = tl.reshape(x, [BLOCK // _EIGHT, _EIGHT])
         new = tl.maximum(largest, tl.max(x, 1))
         return new, total * tl.exp2(largest - new) + tl.sum(tl.exp2(x - new[:, None]), 1)
 
@@ -141,8 +138,8 @@ if triton is not None:
         whole = vocab_size // BLOCK * BLOCK
         for token in range(tl.program_id(0), n_tokens, tl.num_programs(0)):
             row_ptr = logits_ptr + tl.cast(token, tl.int64) * vocab_size
-            largest = tl.full([BLOCK // 8], _LOWEST, tl.float32)
-            total = tl.zeros([BLOCK // 8], tl.float32)
+            largest = tl.full([BLOCK // _EIGHT], _LOWEST, tl.float32)
+            total = tl.zeros([BLOCK // _EIGHT], tl.float32)
             for start in tl.range(0, whole, BLOCK, num_stages=STAGES):
                 x = tl.load(row_ptr + start + at).to(tl.float32)
                 largest, total = _online(x * _LOG2_E, largest, total, BLOCK)

@@ -82,22 +82,6 @@ class EngineKey:
         )
 
 
-class _LogitsBeside:
-    """Measures the attention logits of some layers, as many beside each part of the loss."""
-
-    def __init__(self, engine: Engine, layers: Sequence[Seen], chunks: int) -> None:
-        edges = [i * len(layers) // chunks for i in range(chunks + 1)]
-        self._engine, self._parts = engine, iter([layers[a:b] for a, b in pairwise(edges)])
-        self.moments: list[LogitMoments] = []
-
-    def start(self) -> None:
-        with self._engine._beside():
-            self.moments += self._engine._logit_moments(next(self._parts))
-
-    def wait(self) -> None:
-        self._engine._wait_beside()
-
-
 class Engine:
     """Model, optimizer and step of one :class:`EngineKey`.
 
@@ -244,7 +228,15 @@ class Engine:
         # The products of queries and keys keep the tensor cores busy, the loss of so many logits only the memory. Half
         # the last micro-batch's layers are left for the update.
         n_layers = len(seen) // (2 if last else 1) if seen[0].logits else 0
-        beside = _LogitsBeside(self, seen[:n_layers], self._chunks) if n_layers else None
+        edges = [i * n_layers // self._chunks for i in range(self._chunks + 1)]
+        parts = iter([seen[first:end] for first, end in pairwise(edges)])
+        logits: list[LogitMoments] = []
+
+        def measure_some() -> None:
+            with self._beside():
+                logits.extend(self._logit_moments(next(parts)))
+
+        beside = Beside(start=measure_some, wait=self._wait_beside) if n_layers else None
         self._arm(False)  # What lies behind the stream gets a part of its gradient with each chunk.
         sums_of = functools.partial(self._sums_of, beside=beside)
         sums, *gradients = loss_by_chunks(
@@ -252,7 +244,7 @@ class Engine:
         )
         self._arm(last)
         torch.autograd.backward([x_BxTxD, head_VxD], gradients)
-        return sums, seen, sites, [] if beside is None else beside.moments
+        return sums, seen, sites, logits
 
     def _logit_moments(self, layers: Sequence[Seen]) -> list[LogitMoments]:
         """One, or none where the layers kept no logits."""

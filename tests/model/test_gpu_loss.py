@@ -64,21 +64,16 @@ def test_sums_and_gradients_equal_float64(vocab: int, z_loss: float) -> None:
     torch.testing.assert_close(gradient, 0.25 * expected, rtol=1e-4, atol=1e-7)
 
 
-class Log(list[str]):
-    def start(self) -> None:
-        self.append("start")
-
-    def wait(self) -> None:
-        self.append("wait")
-
-
 @pytest.mark.parametrize("vocab", [7, 4096, 10_000])
 def test_kernels_that_leave_room_give_the_same_and_wait_before_the_products(vocab: int) -> None:
+    from lrsweep.model.gpu_loss import Beside
+
     logits, targets = logits_of(vocab), targets_of(vocab)
     sums, gradient = measured(logits, targets, 0.1)
-    log = Log()
+    log: list[str] = []
     logits.register_hook(lambda gradient: log.append("products"))
-    found = measured(logits, targets, 0.1, beside=log)
+    beside = Beside(start=lambda: log.append("start"), wait=lambda: log.append("wait"))
+    found = measured(logits, targets, 0.1, beside=beside)
     torch.testing.assert_close(found[0], sums, rtol=1e-6, atol=0)
     torch.testing.assert_close(found[1], gradient, rtol=1e-5, atol=1e-8)
     assert log == ["start", "wait", "products"]
