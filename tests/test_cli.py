@@ -57,6 +57,7 @@ def test_help_needs_nothing_heavy(words: tuple[str, ...], tmp_path: Path) -> Non
         (("train", "--arch", "preln", *QUICK), "--lr is missing"),
         (("train", "--arch", "preln", "qknorm", "--lr", "1e-3", *QUICK), "train runs one trial"),
         (("report", "nowhere"), "is not a result folder"),
+        (("report", "nowhere", "--out", "short.txt"), "is a file"),
         (("schemes", "qk_nrom"), "unknown scheme 'qk_nrom'"),
     ],
 )

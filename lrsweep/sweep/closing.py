@@ -14,19 +14,20 @@ from lrsweep.report import Report, write_report
 from lrsweep.report.tables import frontier_text, to_rich
 from lrsweep.schemes import find
 from lrsweep.store import ResultStore
-from lrsweep.sweep.plan import ALL, Plan
+from lrsweep.sweep.plan import ALL, Plan, check_writable
 from lrsweep.sweep.run import command_for, relative
 
 
 def next_commands(plan: Plan, advice: tuple[GridAdvice, ...]) -> list[tuple[str, str]]:
     """(why, command) for each group of schemes that want the same further LRs; the most pressing first."""
-    groups: dict[tuple[Where, str, str, str, tuple[float, ...]], list[str]] = {}
+    groups: dict[tuple[Where, str, str, tuple[float, ...]], list[GridAdvice]] = {}
     for a in worth_trying(advice):
-        groups.setdefault((a.where, a.why, a.body, a.size, a.lrs), []).append(a.scheme)
+        groups.setdefault((a.where, a.body, a.size, a.lrs), []).append(a)
     # A scheme from a user's file is found again only with its file.
     typed = {find(name).name: name for name in plan.config.arch if name != ALL}
     commands = []
-    for (where, why, body, size, lrs), schemes in groups.items():
+    for (where, body, size, lrs), alike in groups.items():
+        schemes = [a.scheme for a in alike]
         config, out = plan.config, str(relative(plan.out))
         if where == "plateau":
             # Trials of another length are of another sweep, which has a folder of its own.
@@ -40,7 +41,7 @@ def next_commands(plan: Plan, advice: tuple[GridAdvice, ...]) -> list[tuple[str,
             lrs=lrs,
             out=out,
         )
-        commands.append((f"{', '.join(schemes)}: {why}", command))
+        commands.append((f"{', '.join(schemes)}: {alike[0].why}", command))
     return commands
 
 
@@ -77,11 +78,14 @@ def report_folder(folder: Path, epsilon: float | None, out: Path | None, console
     """Make the report of ``folder`` anew, there or in ``out``, with its own ε or another; returns the exit code.
 
     Raises:
-        UserError: it is not a result folder, it holds no finished trial, ``out`` is a result folder itself, or ε is not
-            above 0; or it holds the table of the trials without their records, and there is no ``out``.
+        UserError: it is not a result folder, it holds no finished trial, ``out`` cannot be written or is a result
+            folder itself, or ε is not above 0; or it holds the table of the trials without their records, and there is
+            no ``out``.
     """
     if epsilon is not None and not epsilon > 0:
         raise UserError(f"--epsilon must be above 0 nats, got {epsilon:g}")
+    if out is not None:
+        check_writable(out)
     store = ResultStore(folder)
     manifest = store.read_manifest()
     if manifest is None:
