@@ -17,7 +17,7 @@ from lrsweep.probes import gpu_logits, gpu_tokens
 from lrsweep.train import gpu_adamw
 
 Constants = Mapping[str, int | bool | None]
-LOGITS = {"HARDWARE_TANH": True, "ROWS": 64, "COLUMNS": 64}
+LOGITS = {"HARDWARE_TANH": True, "BLOCK": 64}
 """Of every variant of that kernel."""
 NORM_TYPES = {
     "f_ptr": "*bf16",

@@ -1,4 +1,4 @@
-"""The statistics of causal attention logits in one GPU kernel.
+"""The statistics of causal attention logits in one GPU kernel a layer.
 
 The products run on the tensor cores: those of bf16 numbers are exact in fp32 and are added up in it, so nothing is
 rounded that fp32 matrices would keep. The T × T matrix stays in registers, a block of it at a time.
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from lrsweep.triton_kernels import run_on, tl, triton
 
-ROWS = COLUMNS = 64
-"""Queries and keys of a block: of ten shapes tried on an H100, none costs less beside the optimizer's update."""
+BLOCK = 64
+"""Queries, and keys, of a block: of ten shapes tried on an H100, none costs less beside the optimizer's update."""
 
 
 def serves(q_BxHxTxK: Tensor) -> bool:
@@ -34,7 +34,7 @@ def causal_logit_sums(
     """
     first = layers[0][0]
     batch, heads, seq = first.shape[:3]
-    shape = (2 if cap is None else 3, len(layers), batch, heads, triton.cdiv(seq, ROWS))
+    shape = (2 if cap is None else 3, len(layers), batch, heads, triton.cdiv(seq, BLOCK))
     parts_PxNxBxHxM = first.new_empty(shape, dtype=torch.float32)
     for (q_BxHxTxK, k_BxHxTxK), parts_PxBxHxM in zip(layers, parts_PxNxBxHxM.unbind(1), strict=True):
         _launch(q_BxHxTxK, k_BxHxTxK, parts_PxBxHxM, scale, cap, hardware_tanh)
@@ -57,7 +57,7 @@ def _launch(
         q, k = q.contiguous(), k.contiguous()
     _logits[(parts_PxBxHxM.shape[-1], batch * heads)](
         q, k, parts_PxBxHxM, *q.stride()[:3], *k.stride()[:3], parts_PxBxHxM.stride(0), heads, seq, scale, cap or 1.0,
-        CAPPED=cap is not None, HARDWARE_TANH=hardware_tanh, ROWS=ROWS, COLUMNS=COLUMNS, WIDTH=width,
+        CAPPED=cap is not None, HARDWARE_TANH=hardware_tanh, BLOCK=BLOCK, WIDTH=width,
         PADDED=max(16, triton.next_power_of_2(width)), num_warps=4, num_stages=3,
     )  # fmt: skip
 
@@ -74,18 +74,31 @@ if triton is not None:
 
     # Of a row of a product, a thread of the tensor cores' four holds two neighbours of every eight.
     @triton.jit
-    def _max_of_four(s, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-        return tl.max(tl.max(tl.reshape(s, [ROWS, COLUMNS // 8, 4, 2]), 1), 2)
+    def _max_of_four(s, BLOCK: tl.constexpr):
+        return tl.max(tl.max(tl.reshape(s, [BLOCK, BLOCK // 8, 4, 2]), 1), 2)
 
     @triton.jit
-    def _sum_of_four(s, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-        return tl.sum(tl.sum(tl.reshape(s, [ROWS, COLUMNS // 8, 4, 2]), 1), 2)
+    def _sum_of_four(s, BLOCK: tl.constexpr):
+        return tl.sum(tl.sum(tl.reshape(s, [BLOCK, BLOCK // 8, 4, 2]), 1), 2)
+
+    @triton.jit
+    def _with_block(
+        s, s_or_lowest, largest, squares, capped, factor, CAPPED: tl.constexpr, HARDWARE_TANH: tl.constexpr,
+        BLOCK: tl.constexpr,
+    ):  # fmt: skip
+        """The running maxima and sums, with one block more."""
+        largest = tl.maximum(largest, _max_of_four(s_or_lowest, BLOCK))
+        squares += _sum_of_four(s * s, BLOCK)
+        if CAPPED:
+            c = _tanh(s * factor, HARDWARE_TANH)
+            capped += _sum_of_four(c * c, BLOCK)
+        return largest, squares, capped
 
     @triton.jit(do_not_specialize=["stride", "heads", "seq"], do_not_specialize_on_alignment=["out_ptr"])
     def _logits(
         q_ptr, k_ptr, out_ptr, q_batch, q_head, q_row, k_batch, k_head, k_row, stride, heads, seq, scale, cap,
-        CAPPED: tl.constexpr, HARDWARE_TANH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-        WIDTH: tl.constexpr, PADDED: tl.constexpr,
+        CAPPED: tl.constexpr, HARDWARE_TANH: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr,
+        PADDED: tl.constexpr,
     ):  # fmt: skip
         """One block of rows against all keys up to it. Long blocks start first, so that short ones fill the end."""
         n_blocks = tl.num_programs(0)
@@ -93,42 +106,38 @@ if triton is not None:
         head = tl.program_id(1)
         q_ptr += (head // heads).to(tl.int64) * q_batch + (head % heads) * q_head
         k_ptr += (head // heads).to(tl.int64) * k_batch + (head % heads) * k_head
-        rows, columns, channels = block * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS), tl.arange(0, PADDED)
+        at, channels = tl.arange(0, BLOCK), tl.arange(0, PADDED)
+        rows = block * BLOCK + at
         if PADDED == WIDTH:
             q = tl.load(q_ptr + rows[:, None] * q_row + channels[None, :], mask=rows[:, None] < seq, other=0.0)
+            k = tl.load(k_ptr + rows[None, :] * k_row + channels[:, None], mask=rows[None, :] < seq, other=0.0)
         else:
             kept = (rows[:, None] < seq) & (channels[None, :] < WIDTH)
             q = tl.load(q_ptr + rows[:, None] * q_row + channels[None, :], mask=kept, other=0.0)
+            kept = (rows[None, :] < seq) & (channels[:, None] < WIDTH)
+            k = tl.load(k_ptr + rows[None, :] * k_row + channels[:, None], mask=kept, other=0.0)
         # Four numbers a row, one of each thread that holds a part of it, not one a pair: so few registers that a
         # multiprocessor holds twice as many blocks, and no word between threads before the end.
-        largest = tl.full([ROWS, 4], float("-inf"), tl.float32)
-        squares = tl.zeros([ROWS, 4], tl.float32)
-        capped = tl.zeros([ROWS, 4], tl.float32)
-        # Left of the diagonal: no mask, and COLUMNS divides ROWS times anything.
-        for start in range(0, block * ROWS, COLUMNS):
-            at = k_ptr + (start + columns)[None, :] * k_row + channels[:, None]
+        largest = tl.full([BLOCK, 4], float("-inf"), tl.float32)
+        squares = tl.zeros([BLOCK, 4], tl.float32)
+        capped = tl.zeros([BLOCK, 4], tl.float32)
+        # The block on the diagonal, whose keys come with the queries and not in a queue of their own behind the others.
+        s = tl.dot(q, k, input_precision="ieee")
+        causal = at[None, :] <= at[:, None]
+        largest, squares, capped = _with_block(
+            tl.where(causal, s, 0.0), tl.where(causal, s, float("-inf")), largest, squares, capped, scale / cap,
+            CAPPED, HARDWARE_TANH, BLOCK,
+        )  # fmt: skip
+        for start in range(0, block * BLOCK, BLOCK):
+            key_ptr = k_ptr + (start + at)[None, :] * k_row + channels[:, None]
             if PADDED == WIDTH:  # noqa: SIM108 (a compile-time branch)
-                k = tl.load(at)
+                k = tl.load(key_ptr)
             else:
-                k = tl.load(at, mask=channels[:, None] < WIDTH, other=0.0)
+                k = tl.load(key_ptr, mask=channels[:, None] < WIDTH, other=0.0)
             s = tl.dot(q, k, input_precision="ieee")
-            largest = tl.maximum(largest, _max_of_four(s, ROWS, COLUMNS))
-            squares += _sum_of_four(s * s, ROWS, COLUMNS)
-            if CAPPED:
-                c = _tanh(s * (scale / cap), HARDWARE_TANH)
-                capped += _sum_of_four(c * c, ROWS, COLUMNS)
-        for start in range(block * ROWS, tl.minimum((block + 1) * ROWS, seq), COLUMNS):
-            column = start + columns
-            inside = (column[None, :] < seq) & (channels[:, None] < WIDTH)
-            k = tl.load(k_ptr + column[None, :] * k_row + channels[:, None], mask=inside, other=0.0)
-            s = tl.dot(q, k, input_precision="ieee")
-            causal = column[None, :] <= rows[:, None]
-            largest = tl.maximum(largest, _max_of_four(tl.where(causal, s, float("-inf")), ROWS, COLUMNS))
-            s = tl.where(causal, s, 0.0)
-            squares += _sum_of_four(s * s, ROWS, COLUMNS)
-            if CAPPED:
-                c = _tanh(s * (scale / cap), HARDWARE_TANH)
-                capped += _sum_of_four(c * c, ROWS, COLUMNS)
+            largest, squares, capped = _with_block(
+                s, s, largest, squares, capped, scale / cap, CAPPED, HARDWARE_TANH, BLOCK
+            )
         # Rows behind the last are zeros: more than a negative maximum, and NaN against an infinite key.
         real = (rows < seq)[:, None]
         largest = tl.where(real, largest, float("-inf"))
