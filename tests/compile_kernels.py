@@ -13,8 +13,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from lrsweep.model import gpu_activation, gpu_embedding, gpu_heads, gpu_loss, gpu_norm
-from lrsweep.probes import gpu_logits, gpu_tokens
-from lrsweep.train import gpu_adamw
+from lrsweep.probes import gpu_logits, gpu_parts, gpu_tokens
+from lrsweep.train import gpu_adamw, gpu_step
 
 Constants = Mapping[str, int | bool | None]
 LOGITS = {"HARDWARE_TANH": True, "BLOCK": 64}
@@ -27,6 +27,10 @@ NORM_TYPES = {
     "eps": "fp32",
 }
 """Where a stream in fp32 is joined by what autocast has made."""
+INTEGERS = dict.fromkeys(("windows_ptr", "orders_ptr", "order_ptr"), "*i32") | dict.fromkeys(
+    ("window_ptr", "tokens_ptr", "targets_ptr"), "*i64"
+)
+RECORD = {"SITES": 4, "LAYERS": 32, "HEADS": 16, "BLOCK": gpu_step._BLOCK}
 NO_NORM = {"NORMED": False, "CENTRED": False, "q_gain_ptr": None, "k_gain_ptr": None}
 HEAD_TENSORS = "qkv_ptr", "q_ptr", "k_ptr", "of_q_ptr", "of_k_ptr", "of_v_ptr", "of_qkv_ptr"
 KERNELS: list[tuple[object, dict[str, str], Constants]] = [
@@ -99,6 +103,13 @@ KERNELS: list[tuple[object, dict[str, str], Constants]] = [
         )
     ),
     (gpu_norm._norm_gain, {}, {"ROWS": 128, "COLUMNS": 32}),
+    *((gpu_parts._parts_together, {}, {"SUMS": sums, "BLOCK": gpu_parts._BLOCK}) for sums in (1, 2)),
+    (gpu_step._step_take, INTEGERS, {"BLOCK": gpu_step._BLOCK}),
+    (gpu_step._step_guard, {"live_ptr": "*i1", "finite_ptr": "*i1", "clip": "fp32"}, {"BLOCK": gpu_step._BLOCK}),
+    *(
+        (gpu_step._step_record, {"position_ptr": "*i64", "finite_ptr": "*i1"}, kinds | RECORD)
+        for kinds in ({"SITED": False, "LOGITS": 0}, {"SITED": True, "LOGITS": 0}, {"SITED": True, "LOGITS": 2})
+    ),
 ]
 """Kernel, types of arguments that are neither an fp32 pointer nor an int32, and constants and options."""
 USUAL = {"table_ptr": "*i64", "targets_ptr": "*i64"}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from lrsweep.model import gpu_activation, gpu_embedding, gpu_heads, gpu_loss, gpu_norm
-from lrsweep.probes import gpu_logits, gpu_tokens
-from lrsweep.train import gpu_adamw, optimizers
+from lrsweep.probes import gpu_logits, gpu_parts, gpu_tokens
+from lrsweep.train import gpu_adamw, gpu_step, optimizers
 
-SERVING = gpu_activation, gpu_embedding, gpu_heads, gpu_loss, gpu_norm, gpu_logits, gpu_tokens
+SERVING = gpu_activation, gpu_embedding, gpu_heads, gpu_loss, gpu_norm, gpu_logits, gpu_tokens, gpu_step
 """Those that say of a tensor whether they serve it."""
-KERNEL_MODULES = *SERVING, gpu_adamw
+KERNEL_MODULES = *SERVING, gpu_adamw, gpu_parts
 """All."""
 
 

@@ -19,6 +19,10 @@ from tests.conftest import needs_triton, on_gpu
 NAMES = {
     "_logits",
     "_token_moments",
+    "_parts_together",
+    "_step_take",
+    "_step_guard",
+    "_step_record",
     "_adamw",
     "_adamw_squares",
     "_loss_forward",

@@ -20,16 +20,7 @@ from lrsweep.model.block import Block, ProbeLevel, Seen, SwigluMLP
 from lrsweep.model.geometry import project, row_axis
 from lrsweep.model.init import STDS, Site, draw, sites
 from lrsweep.model.linear import LINEARS
-from lrsweep.model.moments import (
-    LogitMoments,
-    Moments,
-    SiteMoments,
-    logit_moments,
-    moments_of,
-    site_moments,
-    stat_names,
-    statistics,
-)
+from lrsweep.model.moments import LogitMoments, Moments, columns, logit_moments, site_moments, stat_names, statistics
 from lrsweep.model.norms import Gain, in_turn, norm_of, scale
 from lrsweep.probes import at_least_fp32
 from lrsweep.schemes import Scheme
@@ -137,19 +128,12 @@ class GPT(nn.Module):
         """Of the attention logits of some layers, in order, or of all; None if their blocks kept none."""
         return logit_moments(seen, self.score.scale, self.score.cap)
 
-    def moments(self, sites: SiteMoments | None, logits: LogitMoments | None, probe: ProbeLevel) -> Moments | None:
-        """What ``probe`` asks of a forward, as sums and maxima; None if its blocks kept nothing.
+    def statistics(self, columns_2xNxP: Tensor, batch: int, seq: int) -> Tensor:
+        """Statistics (…, N, S) of ``batch`` sequences of ``seq`` tokens, columns as ``stat_names``.
 
-        Args:
-            sites: :func:`lrsweep.model.moments.site_moments` of all layers.
-            logits: :meth:`logit_moments` of all layers.
-            probe: what was asked.
+        ``columns_2xNxP`` is :func:`lrsweep.model.moments.columns` of a forward, or (2, …, N, P) of many.
         """
-        return moments_of(sites, logits, probe, self.score.cap)
-
-    def statistics(self, sums: Tensor, maxima: Tensor, batch: int, seq: int) -> Tensor:
-        """Statistics (…, S) of ``batch`` sequences of ``seq`` tokens, columns as ``stat_names``, from their moments."""
-        return statistics(sums, maxima, batch=batch, heads=self.shape.n_heads, seq=seq)
+        return statistics(columns_2xNxP, cap=self.score.cap, batch=batch, heads=self.shape.n_heads, seq=seq)
 
     def forward(self, tokens_BxT: Tensor, probe: ProbeLevel = ProbeLevel.OFF) -> tuple[Tensor, Tensor]:
         """Logits (B, T, V) and the statistics (N, S)."""
@@ -157,10 +141,9 @@ class GPT(nn.Module):
         logits_BxTxV = self.logits(x_BxTxD)
         if probe == ProbeLevel.OFF:
             return logits_BxTxV, x_BxTxD.new_empty(len(seen), 0)
-        moments = self.moments(site_moments(seen), self.logit_moments(seen), probe)
-        assert moments is not None
+        moments = Moments(site_moments(seen), self.logit_moments(seen)).asked(probe)
         batch, seq = tokens_BxT.shape
-        return logits_BxTxV, self.statistics(moments.sums_NxP, moments.maxima_NxP, batch, seq)
+        return logits_BxTxV, self.statistics(columns(moments, self.score.cap), batch, seq)
 
     def logits(self, x_BxTxD: Tensor, head_VxD: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) of what :meth:`hidden` gives; ``head_VxD`` is the head's matrix, if it is at hand."""

@@ -3,8 +3,7 @@
 Sums and maxima come first: those of micro-batches, and of the ranks of one trial, are the whole batch's once added and
 compared. They become root mean squares and norms at the end of a step.
 
-Legend: N layers, S sites, B batch, T sequence, H heads, P columns that hold a sum and a maximum: the sites, the logits,
-and with a cap the capped logits.
+Legend: N layers, S sites, B batch, T sequence, H heads, C logits, and with a cap the capped logits, P = S + C columns.
 """
 
 from __future__ import annotations
@@ -19,16 +18,38 @@ from lrsweep.model.block import SITES, ProbeLevel, Seen
 from lrsweep.probes import causal_logit_sums, gpu_tokens
 from lrsweep.probes.stats import causal_pairs
 
+SiteMoments = tuple[Tensor, Tensor]
+"""Largest squared token norms and sums of squares, each (N, S)."""
+LogitMoments = tuple[Tensor, Tensor]
+"""Of each head the largest logit (N, H) and sums of squares (N, H, C)."""
+
 
 class Moments(NamedTuple):
-    """Of one forward; columns of what it did not keep are NaN."""
+    """Of one forward; None what it did not keep."""
 
-    sums_NxP: Tensor
-    """Sums of squares."""
-    maxima_NxP: Tensor
-    """Largest squared token norm at the sites, then the largest logit."""
-    head_maxima_NxH: Tensor
-    """Largest logit of each head."""
+    sites: SiteMoments | None
+    logits: LogitMoments | None
+
+    def like(self, other: Moments) -> Moments:
+        """Without what ``other`` lacks."""
+        return Moments(other.sites and self.sites, other.logits and self.logits)
+
+    def maxima(self) -> list[Tensor]:
+        """What those of other micro-batches and ranks are compared with."""
+        return [kind[0] for kind in self if kind is not None]
+
+    def sums(self) -> list[Tensor]:
+        """What those of other micro-batches and ranks are added to."""
+        return [kind[1] for kind in self if kind is not None]
+
+    def asked(self, probe: ProbeLevel) -> Moments:
+        """What ``probe`` asks for. A row that clips its heads keeps logits without being asked."""
+        return Moments(self.sites, self.logits if probe == ProbeLevel.ALL else None)
+
+
+def n_columns(cap: float | None) -> int:
+    """P."""
+    return len(SITES) + (1 if cap is None else 2)
 
 
 def stat_names(cap: float | None) -> tuple[tuple[str, str], ...]:
@@ -36,10 +57,6 @@ def stat_names(cap: float | None) -> tuple[tuple[str, str], ...]:
     norms = [(site, stat) for site in SITES for stat in ("l2_rms", "l2_max")]
     logits = ["logit_max", "logit_rms"] + ([] if cap is None else ["logit_max_capped", "logit_rms_capped"])
     return (*norms, *(("attn", stat) for stat in logits))
-
-
-SiteMoments = tuple[Tensor, Tensor]
-"""Sums of squares and largest squared token norms, each (N, S)."""
 
 
 @torch.no_grad()
@@ -51,11 +68,7 @@ def site_moments(seen: Sequence[Seen]) -> SiteMoments | None:
         return gpu_tokens.site_moments([s.squares for s in seen])
     squares_SxNxM = [_of_tokens([s.squares[site] for s in seen]) for site in range(len(SITES))]
     squares_NxSxM = torch.stack(squares_SxNxM, dim=1)
-    return squares_NxSxM.sum(dim=-1), squares_NxSxM.amax(dim=-1)
-
-
-LogitMoments = tuple[Tensor, Tensor]
-"""Largest logit of each head (N, H), and sums of squares (N, P − S)."""
+    return squares_NxSxM.amax(dim=-1), squares_NxSxM.sum(dim=-1)
 
 
 def logit_moments(seen: Sequence[Seen], scale: float, cap: float | None) -> LogitMoments | None:
@@ -74,31 +87,21 @@ def joined(parts: Sequence[LogitMoments]) -> LogitMoments | None:
 
 
 @torch.no_grad()
-def moments_of(
-    sites: SiteMoments | None, logits: LogitMoments | None, probe: ProbeLevel, cap: float | None
-) -> Moments | None:
-    """The moments of a forward from its :func:`site_moments` and :func:`logit_moments`, None if it kept nothing.
+def columns(moments: Moments, cap: float | None) -> Tensor:
+    """Sums and maxima (2, N, P) over the heads of each layer; NaN where there are none.
 
-    Columns hold what ``probe`` asks for. A row that clips its heads keeps logits without being asked: their largest are
-    then in ``head_maxima_NxH`` alone.
+    Of the capped logits' maximum, too, which :func:`statistics` takes from that of the others.
     """
-    if sites is None:
-        if logits is None:
-            return None
-        nothing_NxS = logits[0].new_full((len(logits[0]), len(SITES)), torch.nan)
-        sites = nothing_NxS, nothing_NxS
-    site_sums, site_maxima = sites
-    heads_NxH = site_sums.new_full((len(site_sums), 1), torch.nan)
-    logit_sums = logit_maxima = heads_NxH.expand(-1, 1 if cap is None else 2)
-    if logits is not None:
-        heads_NxH, sums = logits
-        if probe == ProbeLevel.ALL:
-            largest = heads_NxH.amax(dim=-1, keepdim=True)
-            capped = [] if cap is None else [cap * torch.tanh(largest / cap)]
-            logit_sums, logit_maxima = sums, torch.cat([largest, *capped], dim=-1)
-    return Moments(
-        torch.cat([site_sums, logit_sums], dim=-1), torch.cat([site_maxima, logit_maxima], dim=-1), heads_NxH
-    )
+    (held, *_) = moments.sums()
+    both_2xNxP = held.new_full((2, len(held), n_columns(cap)), torch.nan)
+    if moments.sites is not None:
+        maxima_NxS, sums_NxS = moments.sites
+        both_2xNxP[..., : len(SITES)] = torch.stack([sums_NxS, maxima_NxS])
+    if moments.logits is not None:
+        maxima_NxH, sums_NxHxC = moments.logits
+        both_2xNxP[0, :, len(SITES) :] = sums_NxHxC.sum(dim=1)
+        both_2xNxP[1, :, len(SITES)] = maxima_NxH.amax(dim=-1)
+    return both_2xNxP
 
 
 def _of_tokens(layers: Sequence[tuple[Tensor, ...]]) -> Tensor:
@@ -107,17 +110,21 @@ def _of_tokens(layers: Sequence[tuple[Tensor, ...]]) -> Tensor:
 
 
 @torch.no_grad()
-def statistics(sums: Tensor, maxima: Tensor, *, batch: int, heads: int, seq: int) -> Tensor:
-    """The statistics (…, columns of :func:`stat_names`) of ``batch`` sequences of ``seq`` tokens, fp32.
+def statistics(columns_2xNxP: Tensor, *, cap: float | None, batch: int, heads: int, seq: int) -> Tensor:
+    """The statistics (…, N, columns of :func:`stat_names`) of ``batch`` sequences of ``seq`` tokens, fp32.
 
     Args:
-        sums: (…, P), as in :class:`Moments`.
-        maxima: (…, P), as in :class:`Moments`.
+        columns_2xNxP: :func:`columns` of one forward, or (2, …, N, P) of many.
+        cap: of the score.
         batch: sequences that they are of.
         heads: attention heads.
         seq: tokens of a sequence.
     """
+    sums, maxima = columns_2xNxP
     tokens, pairs, n = batch * seq, causal_pairs(batch, heads, seq), len(SITES)
+    largest = maxima[..., n : n + 1]
+    if cap is not None:
+        largest = torch.cat([largest, cap * torch.tanh(largest / cap)], dim=-1)
     norms = torch.stack([sums[..., :n] / tokens, maxima[..., :n]], dim=-1).sqrt()
-    logits = torch.stack([maxima[..., n:], (sums[..., n:] / pairs).sqrt()], dim=-1)
+    logits = torch.stack([largest, (sums[..., n:] / pairs).sqrt()], dim=-1)
     return torch.cat([norms.flatten(-2), logits.flatten(-2)], dim=-1)

@@ -9,11 +9,14 @@ block: its maximum, and one or two sums.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from lrsweep.probes import gpu_parts
 from lrsweep.triton_kernels import run_on, tl, triton
 
 BLOCK = 64
@@ -36,9 +39,29 @@ def causal_logit_sums(
     batch, heads, seq = first.shape[:3]
     shape = (2 if cap is None else 3, len(layers), batch, heads, triton.cdiv(seq, BLOCK))
     parts_PxNxBxHxM = first.new_empty(shape, dtype=torch.float32)
-    for (q_BxHxTxK, k_BxHxTxK), parts_PxBxHxM in zip(layers, parts_PxNxBxHxM.unbind(1), strict=True):
-        _launch(q_BxHxTxK, k_BxHxTxK, parts_PxBxHxM, scale, cap, hardware_tanh)
-    return parts_PxNxBxHxM[0].amax(dim=(1, 3)), parts_PxNxBxHxM[1:].sum(dim=(2, 3, 4)).T
+    jobs = list(zip(layers, parts_PxNxBxHxM.unbind(1), strict=True))
+    with _beside_itself(first, len(jobs)) as other:
+        for i, ((q_BxHxTxK, k_BxHxTxK), parts_PxBxHxM) in enumerate(jobs):
+            with torch.cuda.stream(other if i % 2 else None):
+                _launch(q_BxHxTxK, k_BxHxTxK, parts_PxBxHxM, scale, cap, hardware_tanh)
+    return gpu_parts.together(parts_PxNxBxHxM)
+
+
+@contextlib.contextmanager
+def _beside_itself(on: Tensor, n_layers: int) -> Iterator[torch.cuda.Stream | None]:
+    """A second stream, for every other layer: one's last programs leave room, which the next's first take."""
+    if n_layers == 1 or not on.is_cuda:
+        yield None
+        return
+    here, other = torch.cuda.current_stream(), _other_stream(on.device)
+    other.wait_stream(here)
+    yield other
+    here.wait_stream(other)
+
+
+@functools.cache
+def _other_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 def warm_up(heads: int, d_head: int, scale: float, cap: float | None, dtype: torch.dtype, device: torch.device) -> None:

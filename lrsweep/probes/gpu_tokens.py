@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lrsweep.probes import gpu_parts
 from lrsweep.triton_kernels import run_on, tl, triton
 
 _TOKENS = 64
@@ -23,12 +24,12 @@ def serves(squares: Tensor) -> bool:
 
 
 def site_moments(layers: Sequence[Layer]) -> tuple[Tensor, Tensor]:
-    """Sums and maxima over all tokens of their squared norms, each (N, S = 4); NaN in a token shows in its site."""
+    """Maxima and sums over all tokens of their squared norms, each (N, S = 4); NaN in a token shows in its site."""
     first = layers[0][0][0]
     n_tokens = first.shape[:-1].numel()
-    shape = 2, len(layers), 4, triton.cdiv(n_tokens, _TOKENS)
-    parts_2xNxSxC = first.new_empty(shape)
-    for (qkv, *others), parts_2xSxC in zip(layers, parts_2xNxSxC.unbind(1), strict=True):
+    shape = 2, len(layers), 1, 4, triton.cdiv(n_tokens, _TOKENS)
+    parts_2xNx1xSxC = first.new_empty(shape)
+    for (qkv, *others), parts_2xSxC in zip(layers, parts_2xNx1xSxC[:, :, 0].unbind(1), strict=True):
         nothing = [first[..., :0]] * (3 - len(qkv))
         parts = [part.contiguous() for part in (*qkv, *nothing, *(part for (part,) in others))]
         widths = [part.shape[-1] for part in parts]
@@ -36,7 +37,8 @@ def site_moments(layers: Sequence[Layer]) -> tuple[Tensor, Tensor]:
             *parts, parts_2xSxC, n_tokens, parts_2xSxC.stride(0), *widths,
             TOKENS=_TOKENS, **{f"PADDED{i}": triton.next_power_of_2(max(1, width)) for i, width in enumerate(widths)},
         )  # fmt: skip
-    return parts_2xNxSxC[0].sum(dim=-1), parts_2xNxSxC[1].amax(dim=-1)
+    maxima_NxS, sums_NxSx1 = gpu_parts.together(parts_2xNx1xSxC)
+    return maxima_NxS, sums_NxSx1[..., 0]
 
 
 def warm_up(widths: Sequence[Sequence[int]], device: torch.device) -> None:
@@ -60,8 +62,8 @@ if triton is not None:
         # The hardware's maximum drops NaN; a sum keeps it.
         largest = tl.where(total == total, tl.max(squares, 0), total)
         out_ptr += site * tl.num_programs(0) + tl.program_id(0)
-        tl.store(out_ptr, total)
-        tl.store(out_ptr + stride, largest)
+        tl.store(out_ptr, largest)
+        tl.store(out_ptr + stride, total)
 
     @triton.jit(do_not_specialize=["n_tokens", "stride", "width0", "width1", "width2", "width3", "width4", "width5"])
     def _token_moments(

@@ -65,7 +65,7 @@ def products(q_BxHxRxK: Tensor, k_BxHxTxK: Tensor) -> Tensor:
 def causal_logit_sums(
     layers: Sequence[tuple[Tensor, Tensor]], *, scale: float, cap: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Exact maximum of each head (N, H) and sum of squares (N, P) of the logits s = ``scale·q_i·k_j``, j ≤ i.
+    """Exact maximum (N, H) and sum of squares (N, H, P) of each head's logits s = ``scale·q_i·k_j``, j ≤ i.
 
     With a cap the sums are two: of s² and of (cap·tanh(s/cap))². One kernel a layer on a GPU; elsewhere block rows of
     the lower triangle, so that no more than 128 rows of the T × T matrix are held.
@@ -91,10 +91,10 @@ def _by_rows(q_BxHxTxK: Tensor, k_BxHxTxK: Tensor, scale: float, cap: float | No
         stop = min(start + rows, seq)
         s_BxHxRxT = products(q_BxHxTxK[:, :, start:stop], k_BxHxTxK[:, :, :stop])
         s_BxHxRxT[..., start:].tril_()
-        squares = [_sum_of_squares(s_BxHxRxT) * scale**2]
+        squares = [_sums_of_squares(s_BxHxRxT) * scale**2]
         if cap is not None:
-            squares.append(_sum_of_squares(torch.tanh(s_BxHxRxT * (scale / cap))) * cap**2)
-        sums.append(torch.stack(squares))
+            squares.append(_sums_of_squares(torch.tanh(s_BxHxRxT * (scale / cap))) * cap**2)
+        sums.append(torch.stack(squares, dim=-1))
         s_BxHxRxT[..., start:].add_(above_RxR[: stop - start, : stop - start])
         maxima.append(s_BxHxRxT.amax(dim=(0, 2, 3)))
     return torch.stack(maxima).amax(dim=0) * scale, torch.stack(sums).sum(dim=0)
@@ -103,9 +103,9 @@ def _by_rows(q_BxHxTxK: Tensor, k_BxHxTxK: Tensor, scale: float, cap: float | No
 @torch.no_grad()
 def causal_logit_stats(q_BxHxTxK: Tensor, k_BxHxTxK: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
     """Exact maximum of each head (H) and RMS over all heads of the logits ``scale·q_i·k_j``, causal pairs j ≤ i."""
-    largest_NxH, sums_NxP = causal_logit_sums([(q_BxHxTxK, k_BxHxTxK)], scale=scale)
+    largest_NxH, sums_NxHxP = causal_logit_sums([(q_BxHxTxK, k_BxHxTxK)], scale=scale)
     batch, heads, seq = q_BxHxTxK.shape[:3]
-    return largest_NxH[0], (sums_NxP[0, 0] / causal_pairs(batch, heads, seq)).sqrt()
+    return largest_NxH[0], (sums_NxHxP[0, :, 0].sum() / causal_pairs(batch, heads, seq)).sqrt()
 
 
 def causal_pairs(batch: int, heads: int, seq: int) -> int:
@@ -113,7 +113,7 @@ def causal_pairs(batch: int, heads: int, seq: int) -> int:
     return batch * heads * seq * (seq + 1) // 2
 
 
-def _sum_of_squares(s: Tensor) -> Tensor:
+def _sums_of_squares(s_BxHxRxT: Tensor) -> Tensor:
     # Row by row: in one sweep over ten million elements the CPU kernel's running fp32 sum is off by 0.1%.
-    total: Tensor = torch.linalg.vector_norm(s, dim=-1).square().sum()
-    return total
+    sums_H: Tensor = torch.linalg.vector_norm(s_BxHxRxT, dim=-1).square().sum(dim=(0, 2))
+    return sums_H

@@ -16,6 +16,7 @@ from lrsweep.model import GPT, gpu_activation, gpu_embedding, gpu_heads, gpu_los
 from lrsweep.model.block import Block
 from lrsweep.model.residual import joins_by_kernel
 from lrsweep.probes import gpu_logits, gpu_tokens
+from lrsweep.train import gpu_step
 from lrsweep.train.optimizers import Optimizer
 
 LossSums = Callable[[Tensor, Tensor, Tensor, float, float, gpu_loss.Beside | None], Tensor]
@@ -63,6 +64,7 @@ def warm_ups(
         job(gpu_embedding.warm_up, shape.d_model, device),
         job(gpu_logits.warm_up, shape.n_heads, shape.d_head, score.scale, score.cap, dtype, device),
         job(gpu_tokens.warm_up, block.groups(), device),
+        job(gpu_step.warm_up, shape.n_layers, shape.n_heads, score.cap, device),
         optimizer.warm_up,
     ]
     if model.plain_logits:

@@ -2,6 +2,8 @@
 
 An optimizer step is bound by memory. To learn ‖Δθ‖ and ‖θ‖ from a copy of the weights takes as much traffic again; here
 both are summed while old and new value of a weight are in registers.
+
+Legend: K kinds of weights, with and without a bf16 copy, Q programs, G groups.
 """
 
 from __future__ import annotations
@@ -53,6 +55,8 @@ class FusedAdamW:
 
     Args:
         slots: what to update.
+        lr: the learning rate, a scalar on the device.
+        factors: of each group, what ``lr`` is multiplied by.
         decays: weight decay of each group.
         betas: decay of the first and of the second moment.
         eps: ε.
@@ -62,16 +66,25 @@ class FusedAdamW:
     """
 
     def __init__(
-        self, slots: Sequence[Slot], decays: Sequence[float], betas: tuple[float, float], eps: float, steps: Tensor
+        self,
+        slots: Sequence[Slot],
+        *,
+        lr: Tensor,
+        factors: Sequence[float],
+        decays: Sequence[float],
+        betas: tuple[float, float],
+        eps: float,
+        steps: Tensor,
     ) -> None:
         kinds = [[slot for slot in slots if (slot.half is None) == whole] for whole in (True, False)]
         kinds = [kind for kind in kinds if kind]
         programs = multiprocessors(steps.device)
-        self._squared_KxP = torch.zeros(len(kinds), _READERS * programs, device=steps.device)
-        self._moved_Kx2xP = torch.zeros(len(kinds), 2, _PROGRAMS * programs, device=steps.device)
+        self._squared_KxQ = torch.zeros(len(kinds), _READERS * programs, device=steps.device)
+        self._moved_Kx2xQ = torch.zeros(len(kinds), 2, _PROGRAMS * programs, device=steps.device)
+        of_groups_2xG = torch.tensor([factors, decays], dtype=torch.float32, device=steps.device)
         self._kinds = [
-            _Alike(kind, decays, betas, eps, steps, squared, moved)
-            for kind, squared, moved in zip(kinds, self._squared_KxP, self._moved_Kx2xP, strict=True)
+            _Alike(kind, lr, of_groups_2xG, betas, eps, steps, squared, moved)
+            for kind, squared, moved in zip(kinds, self._squared_KxQ, self._moved_Kx2xQ, strict=True)
         ]
 
     def warm_up(self) -> None:
@@ -85,25 +98,24 @@ class FusedAdamW:
             kind.settle()
 
     def gradient_squares(self) -> Tensor:
-        """Sum of squares of all gradients."""
+        """Numbers (K, Q) that add up to the squares of all gradients."""
         for kind in self._kinds:
             kind.gradient_squares()
-        return self._squared_KxP.sum()
+        return self._squared_KxQ
 
-    def step(self, rates: Tensor, finite: Tensor, divisor: Tensor) -> Tensor:
+    def step(self, finite: Tensor, divisor: Tensor) -> Tensor:
         """Update in place from the weights' gradients divided by ``divisor``; nothing at all unless ``finite``.
 
         Args:
-            rates: learning rate of each group.
             finite: Boolean scalar.
             divisor: scalar.
 
         Returns:
-            ‖Δθ‖² and ‖θ‖² before the update.
+            (K, 2, Q), whose K and Q add up to ‖Δθ‖² and ‖θ‖² before the update.
         """
         for kind in self._kinds:
-            kind.step(rates, finite, divisor)
-        return self._moved_Kx2xP.sum(dim=(0, 2))
+            kind.step(finite, divisor)
+        return self._moved_Kx2xQ
 
 
 class _Alike:
@@ -112,19 +124,20 @@ class _Alike:
     def __init__(
         self,
         slots: Sequence[Slot],
-        decays: Sequence[float],
+        lr: Tensor,
+        of_groups_2xG: Tensor,
         betas: tuple[float, float],
         eps: float,
         steps: Tensor,
-        squared_P: Tensor,
-        moved_2xP: Tensor,
+        squared_Q: Tensor,
+        moved_2xQ: Tensor,
     ) -> None:
-        self._slots, self._betas, self._eps, self._steps = list(slots), betas, eps, steps
-        self._squared, self._moved = squared_P, moved_2xP
+        self._slots, self._lr, self._of_groups, self._steps = list(slots), lr, of_groups_2xG, steps
+        self._betas, self._eps = betas, eps
+        self._squared, self._moved = squared_Q, moved_2xQ
         self._device, self._has_half = steps.device, self._slots[0].half is not None
-        self._decays = torch.tensor(decays, dtype=torch.float32, device=self._device)
         total = sum(slot.weight.numel() for slot in self._slots)
-        rounds = _ROUNDS * moved_2xP.shape[1]
+        rounds = _ROUNDS * moved_2xQ.shape[1]
         self._chunk = min(65536, max(_READ_BLOCK, triton.next_power_of_2(total // rounds)))
         self._tables: dict[tuple[int, ...], Tensor] = {}
         self._spare: Tensor | None = None
@@ -134,7 +147,7 @@ class _Alike:
     def warm_up(self) -> None:
         table, zero = torch.zeros(1, dtype=torch.int64, device=self._device), torch.zeros((), device=self._device)
         self._launch_squares(table, n_rows=0)
-        self._launch_step(table, torch.zeros_like(self._decays), zero > 0, zero, n_rows=0)
+        self._launch_step(table, zero > 0, zero, n_rows=0)
 
     def gradient_squares(self) -> None:
         self._launch_squares(self._table(self._gradients()), self._n_rows)
@@ -144,14 +157,15 @@ class _Alike:
             table, self._squared, n_rows, HALF=self._has_half, BLOCK=_READ_BLOCK, COLUMNS=_COLUMNS, num_warps=4
         )
 
-    def step(self, rates: Tensor, finite: Tensor, divisor: Tensor) -> None:
-        self._launch_step(self._table(self._gradients()), rates, finite, divisor, self._n_rows)
+    def step(self, finite: Tensor, divisor: Tensor) -> None:
+        self._launch_step(self._table(self._gradients()), finite, divisor, self._n_rows)
 
-    def _launch_step(self, table: Tensor, rates: Tensor, finite: Tensor, divisor: Tensor, n_rows: int) -> None:
+    def _launch_step(self, table: Tensor, finite: Tensor, divisor: Tensor, n_rows: int) -> None:
         beta1, beta2 = self._betas
         launched = _adamw[(self._moved.shape[1],)](
-            table, self._decays, rates, self._steps, finite, divisor, self._moved, n_rows,
-            beta1, beta2, self._eps, HALF=self._has_half, BLOCK=_BLOCK, COLUMNS=_COLUMNS, STAGES=_STAGES, num_warps=4,
+            table, self._lr, self._of_groups, self._steps, finite, divisor, self._moved,
+            n_rows, self._of_groups.shape[1], beta1, beta2, self._eps,
+            HALF=self._has_half, BLOCK=_BLOCK, COLUMNS=_COLUMNS, STAGES=_STAGES, num_warps=4,
         )  # fmt: skip
         let_others_in(launched)
 
@@ -250,16 +264,17 @@ if triton is not None:
                 total += g * g
         tl.store(partial_ptr + tl.program_id(0), tl.sum(total, 0))
 
-    @triton.jit(do_not_specialize=["n_rows"])
+    @triton.jit(do_not_specialize=["n_rows", "n_groups"])
     def _adamw(
-        table_ptr, decays_ptr, rates_ptr, steps_ptr, finite_ptr, divisor_ptr, partial_ptr, n_rows, beta1, beta2, eps,
-        HALF: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
+        table_ptr, lr_ptr, of_groups_ptr, steps_ptr, finite_ptr, divisor_ptr, partial_ptr, n_rows, n_groups,
+        beta1, beta2, eps, HALF: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
     ):  # fmt: skip
         """A program's chunks: θ ← θ·(1 − η·λ) − η·m̂/(√v̂ + ε)."""
         gradient_type: tl.constexpr = tl.bfloat16 if HALF else tl.float32
         finite = tl.full([BLOCK], True, tl.int1) & (tl.load(finite_ptr) != 0)
         divisor = tl.load(divisor_ptr)
         steps = tl.load(steps_ptr)
+        lr = tl.load(lr_ptr)
         bias1 = 1.0 - tl.exp2(steps * tl.log2(beta1))
         bias2 = tl.sqrt(1.0 - tl.exp2(steps * tl.log2(beta2)))
         moved = tl.zeros([BLOCK], tl.float32)
@@ -274,8 +289,8 @@ if triton is not None:
             halves = tl.multiple_of(tl.load(row + 4).to(tl.pointer_type(tl.bfloat16)), 16)
             size = tl.load(row + 5).to(tl.int32)
             group = tl.load(row + 6)
-            rate = tl.load(rates_ptr + group)
-            shrink = 1.0 - rate * tl.load(decays_ptr + group)
+            rate = lr * tl.load(of_groups_ptr + group)
+            shrink = 1.0 - rate * tl.load(of_groups_ptr + n_groups + group)
             whole = size // BLOCK * BLOCK
             for start in tl.range(0, whole, BLOCK, num_stages=STAGES):
                 at = start + tl.arange(0, BLOCK)

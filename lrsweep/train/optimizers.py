@@ -17,6 +17,7 @@ from lrsweep.config import TrainConfig
 from lrsweep.model import GPT
 from lrsweep.model.gpt import is_matrix
 from lrsweep.train import gpu_adamw
+from lrsweep.train.guard import Guard
 from lrsweep.train.halves import Halves
 from lrsweep.triton_kernels import run_on
 
@@ -46,13 +47,13 @@ class Optimizer(Protocol):
     accounts: bool
     """Whether :meth:`step` says how far it has moved the weights."""
 
-    def gradient_norm(self) -> Tensor:
-        """Global L2 norm of the gradients at hand, fp32."""
+    def gradient_squares(self) -> Tensor:
+        """Numbers, fp32, that add up to the squared L2 norm of all gradients at hand."""
 
-    def step(self, finite: Tensor, divisor: Tensor) -> Tensor | None:
-        """Update in place from gradients divided by ``divisor``; leave weights alone unless ``finite``.
+    def step(self, guard: Guard) -> Tensor | None:
+        """Update in place from gradients divided by the guard's divisor; leave weights alone unless it is finite.
 
-        Returns ‖Δθ‖² and ‖θ‖² before the update, where it ``accounts``.
+        Returns (K, 2, Q), whose K and Q add up to ‖Δθ‖² and ‖θ‖² before the update, where it ``accounts``.
         """
 
     def warm_up(self) -> None:
@@ -119,8 +120,9 @@ class _Plain:
         assert not halves
         self._parameters = [p for g in groups for p in g.params]
 
-    def gradient_norm(self) -> Tensor:
-        return torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+    def gradient_squares(self) -> Tensor:
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        return norm.square()
 
     def warm_up(self) -> None:
         pass
@@ -135,24 +137,30 @@ class _GPUAdamW:
     accounts = True
 
     def __init__(self, groups: Sequence[Group], train: TrainConfig, lr: Tensor, halves: Halves) -> None:
-        self._lr, self._steps = lr, torch.zeros_like(lr)
-        self._factors = torch.tensor([g.lr_factor for g in groups], device=lr.device)
+        self._steps = torch.zeros_like(lr)
         self._slots = [
             gpu_adamw.Slot(weight=p, first=torch.zeros_like(p), second=torch.zeros_like(p), group=i, half=halves.get(p))
             for i, g in enumerate(groups)
             for p in g.params
         ]
-        decays, betas = [g.weight_decay for g in groups], (train.beta1, train.beta2)
-        self._fused = gpu_adamw.FusedAdamW(self._slots, decays, betas, train.eps, self._steps)
+        self._fused = gpu_adamw.FusedAdamW(
+            self._slots,
+            lr=lr,
+            factors=[g.lr_factor for g in groups],
+            decays=[g.weight_decay for g in groups],
+            betas=(train.beta1, train.beta2),
+            eps=train.eps,
+            steps=self._steps,
+        )
 
     @torch.no_grad()
-    def gradient_norm(self) -> Tensor:
-        return self._fused.gradient_squares().sqrt()
+    def gradient_squares(self) -> Tensor:
+        return self._fused.gradient_squares()
 
     @torch.no_grad()
-    def step(self, finite: Tensor, divisor: Tensor) -> Tensor:
-        self._steps += finite
-        return self._fused.step(self._lr * self._factors, finite, divisor)
+    def step(self, guard: Guard) -> Tensor:
+        self._steps += guard.finite
+        return self._fused.step(guard.finite, guard.divisor)
 
     def warm_up(self) -> None:
         self._fused.warm_up()
@@ -186,10 +194,10 @@ class _TorchAdamW(_Plain):
         self._adamw.grad_scale = torch.ones_like(lr)  # type: ignore[attr-defined]
         self._adamw.found_inf = torch.zeros_like(lr)  # type: ignore[attr-defined]
 
-    def step(self, finite: Tensor, divisor: Tensor) -> None:
+    def step(self, guard: Guard) -> None:
         self._rates.follow()
-        self._adamw.found_inf.copy_(~finite)  # type: ignore[attr-defined]
-        self._adamw.grad_scale.copy_(divisor)  # type: ignore[attr-defined]
+        self._adamw.found_inf.copy_(~guard.finite)  # type: ignore[attr-defined]
+        self._adamw.grad_scale.copy_(guard.divisor)  # type: ignore[attr-defined]
         self._adamw.step()
 
     def states(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
@@ -213,7 +221,8 @@ class StableAdamW(_Plain):
         self._steps = torch.zeros_like(lr)
 
     @torch.no_grad()
-    def step(self, finite: Tensor, divisor: Tensor) -> None:
+    def step(self, guard: Guard) -> None:
+        _, finite, divisor = guard
         self._rates.follow()
         moves = finite.to(self._steps.dtype)
         self._steps += moves
@@ -260,7 +269,8 @@ class Muon(_Plain):
         )
 
     @torch.no_grad()
-    def step(self, finite: Tensor, divisor: Tensor) -> None:
+    def step(self, guard: Guard) -> None:
+        _, finite, divisor = guard
         self._rates.follow()
         for group, updates in zip(self._groups, self._updates, strict=True):
             for p, update in zip(group.params, updates, strict=True):
@@ -276,7 +286,7 @@ class Muon(_Plain):
                 p.mul_(1 - lr * group.weight_decay)
                 p.add_(lr * update)
                 update.grad = None
-        self._adamw.step(finite, divisor)
+        self._adamw.step(guard)
 
     def settle(self) -> None:
         self._adamw.settle()

@@ -1,7 +1,7 @@
 """Where batches and statistics wait between host and device.
 
 Legend: R steps of an interval, M micro-batches of a step, B batch, T sequence, N layers, S statistics of a step,
-P columns of the moments.
+P columns of sums and maxima.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ class Staging:
         windows_RMxBxT: token ids on the device.
         lrs_R: learning rates there.
         scalars_RxS: statistics of the steps there.
-        moments_2xRxNxP: moments of the layers there.
+        columns_2xRxNxP: sums and maxima of the layers there.
     """
 
-    def __init__(self, windows_RMxBxT: Tensor, lrs_R: Tensor, scalars_RxS: Tensor, moments_2xRxNxP: Tensor) -> None:
+    def __init__(self, windows_RMxBxT: Tensor, lrs_R: Tensor, scalars_RxS: Tensor, columns_2xRxNxP: Tensor) -> None:
         pinned = lrs_R.is_cuda
 
         def like(x: Tensor) -> Tensor:
             return torch.empty(x.shape, dtype=x.dtype, pin_memory=pinned)
 
         self.windows_RMxBxT, self.lrs_R = like(windows_RMxBxT), like(lrs_R)
-        self.scalars_RxS, self.moments_2xRxNxP = like(scalars_RxS), like(moments_2xRxNxP)
+        self.scalars_RxS, self.columns_2xRxNxP = like(scalars_RxS), like(columns_2xRxNxP)
         self._events: list[torch.cuda.Event] = []
         if pinned:
             self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]  # type: ignore[no-untyped-call]

@@ -25,13 +25,15 @@ from torch import Tensor
 
 from lrsweep.config import Body, ModelShape, TrainConfig, TrialSpec
 from lrsweep.model import GPT, ProbeLevel, gpu_embedding, init_weights
-from lrsweep.model.block import Seen
+from lrsweep.model.block import SITES, Seen
 from lrsweep.model.gpu_loss import Beside
-from lrsweep.model.moments import LogitMoments, Moments, SiteMoments, joined, site_moments
+from lrsweep.model.moments import LogitMoments, Moments, SiteMoments, columns, joined, n_columns, site_moments
 from lrsweep.schemes import Scheme
+from lrsweep.train import gpu_step
 from lrsweep.train.capture import Graphs, streams
 from lrsweep.train.chunks import loss_by_chunks, n_chunks
 from lrsweep.train.compilation import LossSums, OwnKernels, compile_model, wake_compilers
+from lrsweep.train.guard import Guard, guard
 from lrsweep.train.halves import Halves, give_halves, refresh
 from lrsweep.train.optimizers import OPTIMIZERS, Optimizer, groups_of, keeps_halves
 from lrsweep.train.ranks import Ranks
@@ -122,19 +124,21 @@ class Engine:
             self._lrs_R = torch.zeros(interval)
             self._window, self._position = (torch.zeros(1, dtype=torch.int64) for _ in range(2))
             self._scalars_RxS = torch.zeros(interval, len(SCALARS))
-            n_columns = len(self.stat_names) // 2
-            self._moments_2xRxNxP = torch.zeros(2, interval, n_layers, n_columns)
+            cap, n_heads = self.model.score.cap, key.shape.n_heads
+            self._columns_2xRxNxP = torch.zeros(2, interval, n_layers, n_columns(cap))
             self._lr = torch.zeros(())
             self._live = torch.ones((), dtype=torch.bool)
             self._sums = torch.zeros(3)
             self._objective = torch.tensor([1.0, 0.0, 0.0])
             """Of the three, the one to minimize."""
-            shapes = (n_layers, n_columns), (n_layers, n_columns), (n_layers, key.shape.n_heads)
-            self._moments = Moments(*(torch.zeros(shape) for shape in shapes))
+            self._moments = Moments(
+                sites=(torch.zeros(n_layers, len(SITES)), torch.zeros(n_layers, len(SITES))),
+                logits=(torch.zeros(n_layers, n_heads), torch.zeros(n_layers, n_heads, 1 if cap is None else 2)),
+            )
             self._orders_RMx2xM: Tensor | None = None
             if gpu_embedding.serves(self.model.embedding):
                 self._orders_RMx2xM = torch.zeros(interval * self._micros, 2, micro * seq, dtype=torch.int32)
-        there = self._windows_RMxBxT, self._lrs_R, self._scalars_RxS, self._moments_2xRxNxP
+        there = self._windows_RMxBxT, self._lrs_R, self._scalars_RxS, self._columns_2xRxNxP
         self._staging = [Staging(*there) for _ in range(2)]
         """One is filled while the device is at the other."""
         self._interval_s = math.inf
@@ -208,13 +212,9 @@ class Engine:
             Sums over its tokens (3); what its blocks keep, which the branch beside may still be reading; and, as far as
             that has been measured, the moments of its sites, and of the logits of its first layers.
         """
-        window_BxT = self._windows_RMxBxT.index_select(0, self._window)[0].long()
-        orders = self._orders_RMx2xM
-        order_2xM = None if orders is None else orders.index_select(0, self._window)[0]
-        self._window += 1
-        targets_BxT = window_BxT[:, 1:]
+        tokens_BxT, targets_BxT, order_2xM = self._take()
         with self._autocast():
-            x_BxTxD, seen = self.model.hidden(window_BxT[:, :-1], probe, order_2xM)
+            x_BxTxD, seen = self.model.hidden(tokens_BxT, probe, order_2xM)
             head_VxD = self.model.head.matrix()
         if self._own_kernels is not None:
             self._own_kernels.wait()
@@ -245,6 +245,18 @@ class Engine:
         self._arm(last)
         torch.autograd.backward([x_BxTxD, head_VxD], gradients)
         return sums, seen, sites, logits
+
+    def _take(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Tokens and targets (B, T) of the next micro-batch, and their order, where the embedding asks for it."""
+        windows, orders, window = self._windows_RMxBxT, self._orders_RMx2xM, self._window
+        batch: tuple[Tensor, Tensor, Tensor | None]
+        if orders is not None:
+            batch = gpu_step.take(windows, orders, window)
+        else:
+            window_BxT = windows.index_select(0, window)[0].long()
+            batch = window_BxT[:, :-1], window_BxT[:, 1:], None
+        window += 1
+        return batch
 
     def _logit_moments(self, layers: Sequence[Seen]) -> list[LogitMoments]:
         """One, or none where the layers kept no logits."""
@@ -284,8 +296,8 @@ class Engine:
         with torch.no_grad():
             with self._beside():  # The update, too, keeps only the memory busy.
                 logits += self._logit_moments(seen[sum(len(heads_NxH) for heads_NxH, _ in logits) :])
-                moments = self.model.moments(sites, joined(logits), probe)
-                if self._micros > 1 and moments is not None:
+                moments = Moments(sites, joined(logits))
+                if self._micros > 1:
                     moments = self._add_up(moments)
             if self._micros > 1:
                 self._sums += sums
@@ -297,46 +309,55 @@ class Engine:
 
     def _add_up(self, moments: Moments) -> Moments:
         """With those of the step's micro-batches before; in place."""
-        torch.add(self._moments.sums_NxP, moments.sums_NxP, out=self._moments.sums_NxP)
-        for mine, new in zip(self._moments[1:], moments[1:], strict=True):
+        total = self._moments.like(moments)
+        for mine, new in zip(total.sums(), moments.sums(), strict=True):
+            mine += new
+        for mine, new in zip(total.maxima(), moments.maxima(), strict=True):
             torch.maximum(mine, new, out=mine)
-        return self._moments
+        return total
 
-    def _update(self, sums: Tensor, moments: Moments | None, probe: ProbeLevel) -> None:
+    def _update(self, sums: Tensor, moments: Moments, probe: ProbeLevel) -> None:
         if self._ranks is not None:
             self._ranks.finish()
             self._ranks.sum_(sums)
-        position = self._position
-        torch.index_select(self._lrs_R, 0, position, out=self._lr.view(1))
-        grad_norm = self._optimizer.gradient_norm()
-        both = sums[0] + grad_norm
-        finite = (both - both == 0) & self._live  # A third of torch.isfinite's kernels, on every small step's way.
+        torch.index_select(self._lrs_R, 0, self._position, out=self._lr.view(1))
+        verdict = guard(self._optimizer.gradient_squares(), sums[0], self._live, self.key.train.clip)
         if self._before:
             torch._foreach_copy_(self._before, self._parameters)
-        squares = self._optimizer.step(finite, (grad_norm / self.key.train.clip).clamp(min=1.0))
-        self.model.constrain(finite)
+        moved = self._optimizer.step(verdict)
+        self.model.constrain(verdict.finite)
         self._wait_beside()
-        if moments is not None:
-            if self._ranks is not None:
-                self._ranks.sum_(moments.sums_NxP)
-                self._ranks.max_(moments.maxima_NxP)
-                self._ranks.max_(moments.head_maxima_NxH)
-            self.model.clip_heads(moments.head_maxima_NxH, finite)
-        update_norm = self._update_norm() if self._before or squares is None else (squares[0] / squares[1]).sqrt()
-        scalars_S = torch.stack([sums[1], grad_norm, update_norm, sums[2], (~finite).float()])
-        self._scalars_RxS.index_copy_(0, position, scalars_S[None])
-        if probe != ProbeLevel.OFF:
-            assert moments is not None
-            both_2xNxP = torch.stack([moments.sums_NxP, moments.maxima_NxP])
-            self._moments_2xRxNxP.index_copy_(1, position, both_2xNxP[:, None])
-        position += 1
+        if self._ranks is not None:
+            for sum_ in moments.sums():
+                self._ranks.sum_(sum_)
+            for maximum in moments.maxima():
+                self._ranks.max_(maximum)
+        if moments.logits is not None:
+            self.model.clip_heads(moments.logits[0], verdict.finite)
+        moved = self._moved() if self._before or moved is None else moved
+        self._record(sums, verdict, moved, moments.asked(probe))
         self._clear()
 
-    def _update_norm(self) -> Tensor:
-        """‖Δθ‖/‖θ‖ from the copy made before the update."""
+    def _record(self, sums: Tensor, verdict: Guard, moved_Kx2xQ: Tensor, moments: Moments) -> None:
+        """Write the step's row, and count on."""
+        scalars, columns_2xRxNxP, position = self._scalars_RxS, self._columns_2xRxNxP, self._position
+        if gpu_step.serves(scalars):
+            norm, finite, _ = verdict
+            gpu_step.record(scalars, columns_2xRxNxP, position, sums, norm, finite, moved_Kx2xQ, moments)
+            return
+        moved, length = moved_Kx2xQ.sum(dim=(0, 2))
+        row = torch.stack([sums[1], verdict.norm, (moved / length).sqrt(), sums[2], (~verdict.finite).float()])
+        scalars.index_copy_(0, position, row[None])
+        if any(moments):
+            columns_2xRxNxP.index_copy_(1, position, columns(moments, self.model.score.cap)[:, None])
+        position += 1
+
+    def _moved(self) -> Tensor:
+        """‖Δθ‖² and ‖θ‖² (1, 2, 1), from the copy made before the update."""
         weight_norm = torch.nn.utils.get_total_norm(self._before)
         torch._foreach_sub_(self._before, self._parameters)
-        return torch.nn.utils.get_total_norm(self._before) / weight_norm
+        norms_2 = torch.stack([torch.nn.utils.get_total_norm(self._before), weight_norm])
+        return norms_2.square()[None, :, None]
 
     def _clear(self) -> None:
         """Gradients and sums as a step finds them."""
@@ -347,9 +368,10 @@ class Engine:
         # Kept, so that every micro-batch of a captured step adds to the same memory.
         torch._foreach_zero_([p.grad for p in self._parameters if p.grad is not None])
         self._sums.zero_()
-        self._moments.sums_NxP.zero_()
-        self._moments.maxima_NxP.fill_(-torch.inf)
-        self._moments.head_maxima_NxH.fill_(-torch.inf)
+        for sums in self._moments.sums():
+            sums.zero_()
+        for maxima in self._moments.maxima():
+            maxima.fill_(-torch.inf)
 
     @contextlib.contextmanager
     def _nothing_moves(self) -> Iterator[None]:
@@ -422,7 +444,7 @@ class Engine:
             self._orders_RMx2xM[: len(windows)].copy_(gpu_embedding.in_order(tokens_RMxM))
         self._capture_missing(probes)
         host.mark(0)
-        self._moments_2xRxNxP.fill_(torch.nan)
+        self._columns_2xRxNxP.fill_(torch.nan)
         self._rewind()
         for probe in probes:
             for micro in range(self._micros):
@@ -432,14 +454,14 @@ class Engine:
                 else:
                     self._step(probe, last)
         host.scalars_RxS.copy_(self._scalars_RxS, non_blocking=True)
-        host.moments_2xRxNxP.copy_(self._moments_2xRxNxP, non_blocking=True)
+        host.columns_2xRxNxP.copy_(self._columns_2xRxNxP, non_blocking=True)
         host.mark(1)
 
         def read() -> Interval:
             self._interval_s = host.seconds()
             # Roots and quotients are taken on the host, where they cost the step no kernels.
-            sums, maxima = host.moments_2xRxNxP[:, :n]
-            layers = self.model.statistics(sums, maxima, self.key.train.batch_size, self.key.shape.seq_len)
+            batch, seq = self.key.train.batch_size, self.key.shape.seq_len
+            layers = self.model.statistics(host.columns_2xRxNxP[:, :n], batch, seq)
             return Interval(host.scalars_RxS[:n].numpy().copy(), layers.numpy())
 
         return read

@@ -124,8 +124,8 @@ def test_soft_cap_bounds_the_logits(seed: int, cap: float, size: float) -> None:
         for i in range(9):
             row = weights[0, head, i, : i + 1]
             assert row.max() <= row.min() * math.exp(2 * cap) * (1 + 1e-9)
-    (largest_H,), (sums_P,) = causal_logit_sums([(q.float(), k.float())], scale=score.scale, cap=score.cap)
-    largest, (rms, capped_rms) = largest_H.max().item(), (sums_P / past.sum()).sqrt().tolist()
+    (largest_H,), (sums_HxP,) = causal_logit_sums([(q.float(), k.float())], scale=score.scale, cap=score.cap)
+    largest, (rms, capped_rms) = largest_H.max().item(), (sums_HxP.sum(dim=0) / past.sum()).sqrt().tolist()
     assert largest == pytest.approx(logits[past].max().item(), rel=1e-4, abs=1e-4 * size)
     assert rms == pytest.approx(logits[past].square().mean().sqrt().item(), rel=1e-5)
     assert capped_rms <= cap * (1 + 1e-6)

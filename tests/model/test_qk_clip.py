@@ -12,7 +12,6 @@ from torch import Tensor
 
 from lrsweep.config import ModelShape, TrainConfig
 from lrsweep.model import ProbeLevel
-from lrsweep.model.moments import site_moments
 from lrsweep.schemes import Scheme, find
 from lrsweep.train.step import SCALARS, Engine, EngineKey
 from tests.model.reference import BODIES, randomise
@@ -59,9 +58,9 @@ def head_maxima(engine: Engine) -> Tensor:
     model = engine.model.eval()
     seen = model.hidden(torch.from_numpy(BATCH[0, :, :-1]), ProbeLevel.ALL)[1]
     model.train()
-    moments = model.moments(site_moments(seen), model.logit_moments(seen), ProbeLevel.ALL)
+    moments = model.logit_moments(seen)
     assert moments is not None
-    return moments.head_maxima_NxH[0]
+    return moments[0][0]
 
 
 def standing_step(engine: Engine, probe: ProbeLevel = ProbeLevel.OFF) -> Tensor:

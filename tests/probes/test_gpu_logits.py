@@ -17,13 +17,20 @@ def normal(*shape: int, seed: int, size: float = 1.0) -> Tensor:
     return size * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def measured(q: Tensor, k: Tensor, scale: float, cap: float | None = None) -> tuple[Tensor, list[float]]:
+def both(q: Tensor, k: Tensor, scale: float, cap: float | None = None) -> tuple[Tensor, Tensor]:
+    """Maxima (H) and sums (H, P) of the second of two layers."""
     from lrsweep.probes.gpu_logits import causal_logit_sums
 
     layer = q.to(KERNEL_DEVICE), k.to(KERNEL_DEVICE)
     other = torch.ones_like(layer[0]), torch.ones_like(layer[1])
     largest, sums = causal_logit_sums([other, layer], scale, cap, hardware_tanh=KERNEL_DEVICE == "cuda")
-    return largest[1].cpu(), sums[1].tolist()
+    return largest[1].cpu(), sums[1].cpu()
+
+
+def measured(q: Tensor, k: Tensor, scale: float, cap: float | None = None) -> tuple[Tensor, list[float]]:
+    """Maxima of the heads, and sums over all of them."""
+    largest, sums = both(q, k, scale, cap)
+    return largest, sums.sum(dim=0).tolist()
 
 
 def brute(q: Tensor, k: Tensor, scale: float) -> Tensor:
@@ -73,9 +80,9 @@ def test_pairs_beyond_the_diagonal_count_for_nothing(seq: int) -> None:
 def test_nan_shows_in_its_head_alone(where: str, at: int) -> None:
     q, k = normal(2, 2, 71, 16, seed=5), normal(2, 2, 71, 16, seed=6)
     (q if where == "q" else k)[1, 0, at, 2] = torch.nan
-    largest, sums = measured(q, k, 0.5, 5.0)
+    largest, sums = both(q, k, 0.5, 5.0)
     assert largest.isnan().tolist() == [True, False]
-    assert all(math.isnan(s) for s in sums)
+    assert sums.isnan().tolist() == [[True, True], [False, False]]
 
 
 def test_an_infinite_logit_is_the_maximum() -> None:

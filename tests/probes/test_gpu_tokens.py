@@ -24,7 +24,7 @@ def layer(n: int, seq: int, widths: tuple[tuple[int, ...], ...] = WIDTHS) -> Lay
 def measured(layers: list[Layer]) -> tuple[Tensor, Tensor]:
     from lrsweep.probes.gpu_tokens import site_moments
 
-    sums, maxima = site_moments([[[p.to(KERNEL_DEVICE) for p in parts] for parts in sites] for sites in layers])
+    maxima, sums = site_moments([[[p.to(KERNEL_DEVICE) for p in parts] for parts in sites] for sites in layers])
     return sums.cpu(), maxima.cpu()
 
 

@@ -135,16 +135,17 @@ def test_logits_beyond_1e19_keep_their_maximum_and_show_in_the_rms() -> None:
     seed=seeds,
 )
 def test_sums_of_squares_before_and_after_a_cap(heads: int, seq: int, cap: float, size: float, seed: int) -> None:
-    """Σs² and Σ(c·tanh(s/c))² over causal pairs; the maxima are those without a cap."""
+    """Σs² and Σ(c·tanh(s/c))² over a head's causal pairs; the maxima are those without a cap."""
     q, k = normal(2, heads, seq, 8, seed=seed, size=size), normal(2, heads, seq, 8, seed=seed + 1)
     (largest,), (sums,) = causal_logit_sums([(q, k)], scale=0.5, cap=cap)
-    values = causal_values(q, k, 0.5)
-    assert sums.shape == (2,)
-    assert sums[0].item() == pytest.approx(values.square().sum().item(), rel=1e-5)
-    assert sums[1].item() == pytest.approx((cap * torch.tanh(values / cap)).square().sum().item(), rel=1e-5)
+    assert sums.shape == (heads, 2)
+    for h in range(heads):
+        values = causal_values(q[:, h : h + 1], k[:, h : h + 1], 0.5)
+        assert sums[h, 0].item() == pytest.approx(values.square().sum().item(), rel=1e-5)
+        assert sums[h, 1].item() == pytest.approx((cap * torch.tanh(values / cap)).square().sum().item(), rel=1e-5)
     (plain,), (plain_sums,) = causal_logit_sums([(q, k)], scale=0.5)
     assert torch.equal(plain, largest)
-    assert torch.equal(plain_sums, sums[:1])
+    assert torch.equal(plain_sums, sums[:, :1])
 
 
 @QUICK

@@ -13,7 +13,7 @@ from tests.conftest import KERNEL_DEVICE, needs_triton
 pytestmark = needs_triton
 
 SHAPES = [(3,), (40, 30), (1,), (2049,), (5, 1, 7)]
-DECAYS = [0.1, 0.0]
+FACTORS, DECAYS = [1.0, 2.0], [0.1, 0.0]
 BETAS, EPS = (0.9, 0.95), 1e-8
 
 
@@ -39,19 +39,21 @@ class Trained:
             for i, w in enumerate(self.weights)
         ]
         self.steps = torch.zeros((), device=KERNEL_DEVICE)
-        self.kernel = FusedAdamW(self.slots, DECAYS, BETAS, EPS, self.steps)
+        self.lr = torch.zeros((), device=KERNEL_DEVICE)
+        self.kernel = FusedAdamW(
+            self.slots, lr=self.lr, factors=FACTORS, decays=DECAYS, betas=BETAS, eps=EPS, steps=self.steps
+        )
 
-    def step(self, gradients: list[Tensor], rates: list[float], divisor: float, finite: bool = True) -> list[float]:
+    def step(self, gradients: list[Tensor], lr: float, divisor: float, finite: bool = True) -> list[float]:
         """One step; ‖Δθ‖² and ‖θ‖²."""
         self.steps += finite
+        self.lr.fill_(lr)
         for slot, gradient in zip(self.slots, gradients, strict=True):
             slot.holder.grad = gradient.to(slot.holder.dtype, copy=True)
-        squares = self.kernel.step(
-            torch.tensor(rates, device=KERNEL_DEVICE),
-            torch.tensor(finite, device=KERNEL_DEVICE),
-            torch.tensor(divisor, device=KERNEL_DEVICE),
+        moved_Kx2xQ = self.kernel.step(
+            torch.tensor(finite, device=KERNEL_DEVICE), torch.tensor(divisor, device=KERNEL_DEVICE)
         )
-        return [float(s) for s in squares]
+        return [float(s) for s in moved_Kx2xQ.sum(dim=(0, 2))]
 
     def state(self) -> list[Tensor]:
         return [t.clone() for s in self.slots for t in (s.weight, s.first, s.second)] + [self.steps.clone()]
@@ -67,16 +69,17 @@ def test_steps_equal_the_algorithm_in_float64() -> None:
     weights = [w.double() for w in trained.weights]
     firsts, seconds = ([torch.zeros_like(w) for w in weights] for _ in range(2))
     for t in range(1, 6):
-        rates, divisor = [0.01 / t, 0.02], 1.5 * t
+        lr, divisor = 0.01 / t, 1.5 * t
         given = gradients(t, size=0.1 * t)
-        squares = trained.step(given, rates, divisor)
+        squares = trained.step(given, lr, divisor)
         moved = length = 0.0
         for i, w in enumerate(weights):
             g = given[i].double() / divisor
             firsts[i] = BETAS[0] * firsts[i] + (1 - BETAS[0]) * g
             seconds[i] = BETAS[1] * seconds[i] + (1 - BETAS[1]) * g**2
             m, v = firsts[i] / (1 - BETAS[0] ** t), seconds[i] / (1 - BETAS[1] ** t)
-            new = w - rates[i % 2] * DECAYS[i % 2] * w - rates[i % 2] * m / (v.sqrt() + EPS)
+            rate = lr * FACTORS[i % 2]
+            new = w - rate * DECAYS[i % 2] * w - rate * m / (v.sqrt() + EPS)
             moved, length = moved + (new - w).square().sum().item(), length + w.square().sum().item()
             weights[i] = new
             torch.testing.assert_close(trained.weights[i].double(), new, rtol=1e-5, atol=1e-6)
@@ -89,13 +92,15 @@ def test_steps_equal_torchs() -> None:
     trained = Trained()
     theirs = [w.clone().requires_grad_() for w in trained.weights]
     optimizer = torch.optim.AdamW(
-        [{"params": theirs[i::2], "weight_decay": DECAYS[i], "lr": 3e-3} for i in range(2)], betas=BETAS, eps=EPS
+        [{"params": theirs[i::2], "weight_decay": DECAYS[i], "lr": 3e-3 * FACTORS[i]} for i in range(2)],
+        betas=BETAS,
+        eps=EPS,
     )
     for t in range(4):
         for p, g in zip(theirs, gradients(t), strict=True):
             p.grad = g / 2
         optimizer.step()
-        trained.step(gradients(t), [3e-3, 3e-3], 2.0)
+        trained.step(gradients(t), 3e-3, 2.0)
     for ours, p in zip(trained.weights, theirs, strict=True):
         torch.testing.assert_close(ours, p.detach(), rtol=1e-5, atol=1e-6)
 
@@ -104,13 +109,13 @@ def test_steps_equal_torchs() -> None:
 def test_the_gradients_squares(halves: bool) -> None:
     """Of every shape, whole blocks and the rest of one; NaN shows."""
     trained = Trained(halves=halves)
-    trained.step(gradients(1), [0.0, 0.0], 1.0)
+    trained.step(gradients(1), 0.0, 1.0)
     held = [slot.holder.grad for slot in trained.slots]
     expected = sum(g.double().square().sum().item() for g in held if g is not None)
-    assert trained.kernel.gradient_squares().item() == pytest.approx(expected, rel=1e-6)
+    assert trained.kernel.gradient_squares().sum().item() == pytest.approx(expected, rel=1e-6)
     assert held[3] is not None
     held[3][-1] = math.nan
-    assert math.isnan(trained.kernel.gradient_squares().item())
+    assert math.isnan(trained.kernel.gradient_squares().sum().item())
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -118,9 +123,9 @@ def test_a_step_that_is_not_finite_moves_no_bit(first: bool) -> None:
     """Also at the very first step, where the bias corrections would be 0/0."""
     trained = Trained()
     if not first:
-        trained.step(gradients(1), [0.1, 0.1], 1.0)
+        trained.step(gradients(1), 0.1, 1.0)
     before = trained.state()
-    squares = trained.step(gradients(2, size=math.inf), [0.1, 0.1], math.nan, finite=False)
+    squares = trained.step(gradients(2, size=math.inf), 0.1, math.nan, finite=False)
     assert squares[0] == 0
     assert squares[1] == pytest.approx(sum(w.double().square().sum().item() for w in trained.weights), rel=1e-5)
     for ours, old in zip(trained.state(), before, strict=True):
@@ -132,12 +137,13 @@ def test_gradients_may_move_and_need_not_be_contiguous() -> None:
     trained, plain = Trained(), Trained()
     for t in range(12):
         given = gradients(t)
-        plain.step(given, [0.01, 0.01], 1.0)
+        plain.step(given, 0.01, 1.0)
         for weight, gradient in zip(trained.weights, given, strict=True):
             weight.grad = gradient.t().contiguous().t() if gradient.ndim == 2 else gradient.clone()
         one = torch.ones((), device=KERNEL_DEVICE)
         trained.steps += 1
-        trained.kernel.step(torch.full((2,), 0.01, device=KERNEL_DEVICE), one > 0, one)
+        trained.lr.fill_(0.01)
+        trained.kernel.step(one > 0, one)
     for ours, theirs in zip(trained.weights, plain.weights, strict=True):
         assert torch.equal(ours, theirs)
 
@@ -147,7 +153,7 @@ def test_bf16_copies_follow_their_weights_and_their_gradients_are_used() -> None
     halved, plain = Trained(halves=True), Trained()
     for t in range(4):
         given = [g.bfloat16() for g in gradients(t)]
-        squares = [side.step([g.float() for g in given], [0.01, 0.02], 2.0) for side in (halved, plain)]
+        squares = [side.step([g.float() for g in given], 0.01, 2.0) for side in (halved, plain)]
         assert squares[0] == pytest.approx(squares[1], rel=1e-6)
     for ours, theirs in zip(halved.slots, plain.slots, strict=True):
         torch.testing.assert_close(

@@ -15,6 +15,7 @@ from torch import Tensor
 from lrsweep.config import ModelShape, TrainConfig
 from lrsweep.model import GPT, ProbeLevel, init_weights
 from lrsweep.schemes import find
+from lrsweep.train.guard import Guard
 from lrsweep.train.optimizers import OPTIMIZERS, Optimizer, groups_of
 from lrsweep.train.step import Engine, EngineKey
 
@@ -43,7 +44,7 @@ class Bench:
         for p, g in zip(self.model.parameters(), gradients, strict=True):
             p.grad = g.clone()
         self.lr.fill_(lr)
-        self.optimizer.step(torch.tensor(finite), torch.tensor(divisor))
+        self.optimizer.step(Guard(torch.zeros(()), torch.tensor(finite), torch.tensor(divisor)))
 
     def weights(self) -> list[Tensor]:
         return [p.detach().clone() for p in self.model.parameters()]
