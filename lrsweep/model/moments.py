@@ -30,6 +30,14 @@ class Moments(NamedTuple):
     sites: SiteMoments | None
     logits: LogitMoments | None
 
+    @classmethod
+    def zeros(cls, n_layers: int, n_heads: int, cap: float | None, device: torch.device) -> Moments:
+        """Of a model of such layers, with nothing in them; ``cap`` is its score's."""
+        n_logits = n_columns(cap) - len(SITES)
+        shapes = (n_layers, len(SITES)), (n_layers, len(SITES)), (n_layers, n_heads), (n_layers, n_heads, n_logits)
+        site_maxima, site_sums, maxima, sums = (torch.zeros(shape, device=device) for shape in shapes)
+        return cls((site_maxima, site_sums), (maxima, sums))
+
     def like(self, other: Moments) -> Moments:
         """Without what ``other`` lacks."""
         return Moments(other.sites and self.sites, other.logits and self.logits)
@@ -48,8 +56,8 @@ class Moments(NamedTuple):
 
 
 def n_columns(cap: float | None) -> int:
-    """P."""
-    return len(SITES) + (1 if cap is None else 2)
+    """P: each has a sum and a maximum."""
+    return len(stat_names(cap)) // 2
 
 
 def stat_names(cap: float | None) -> tuple[tuple[str, str], ...]:

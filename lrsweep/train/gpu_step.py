@@ -87,23 +87,10 @@ def warm_up(n_layers: int, n_heads: int, cap: float | None, device: torch.device
     take(ids_1x1x2, ids_1x1x2.mT.contiguous(), count_1)
     numbers_3 = torch.zeros(3, device=device)
     norm, finite, _ = guard(numbers_3, numbers_3[0], numbers_3[0] > 0, 1.0)
-    columns_2x1xNxP = numbers_3.new_zeros(2, 1, n_layers, n_columns(cap))
-    sums_NxS, sums_NxHxC = (
-        numbers_3.new_zeros(n_layers, *shape) for shape in ((4,), (n_heads, 1 if cap is None else 2))
-    )
-    sites, logits = (sums_NxS, sums_NxS), (sums_NxHxC[..., 0].contiguous(), sums_NxHxC)
-    for moments in (Moments(None, None), Moments(sites, None), Moments(sites, logits)):
-        count_1.zero_()
-        record(
-            numbers_3.new_zeros(1, 5),
-            columns_2x1xNxP,
-            count_1,
-            numbers_3,
-            norm,
-            finite,
-            numbers_3.new_zeros(1, 2, 1),
-            moments,
-        )
+    rows = numbers_3.new_zeros(1, 5), numbers_3.new_zeros(2, 1, n_layers, n_columns(cap))
+    moved_1x2x1, moments = numbers_3.new_zeros(1, 2, 1), Moments.zeros(n_layers, n_heads, cap, device)
+    for kept in (Moments(None, None), moments._replace(logits=None), moments):
+        record(*rows, count_1.zero_(), numbers_3, norm, finite, moved_1x2x1, kept)
 
 
 if triton is not None:

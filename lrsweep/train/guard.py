@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from lrsweep.train import gpu_step
@@ -32,5 +33,4 @@ def guard(squares: Tensor, objective: Tensor, live: Tensor, clip: float) -> Guar
     if gpu_step.serves(squares):
         return Guard(*gpu_step.guard(squares, objective, live, clip))
     norm = squares.sum().sqrt()
-    both = norm + objective
-    return Guard(norm, (both - both == 0) & live, (norm / clip).clamp(min=1.0))
+    return Guard(norm, torch.isfinite(norm + objective) & live, (norm / clip).clamp(min=1.0))

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from lrsweep.config import Body, ModelShape, TrainConfig, TrialSpec
 from lrsweep.model import GPT, ProbeLevel, gpu_embedding, init_weights
-from lrsweep.model.block import SITES, Seen
+from lrsweep.model.block import Seen
 from lrsweep.model.gpu_loss import Beside
 from lrsweep.model.moments import LogitMoments, Moments, SiteMoments, columns, joined, n_columns, site_moments
 from lrsweep.schemes import Scheme
@@ -124,17 +124,14 @@ class Engine:
             self._lrs_R = torch.zeros(interval)
             self._window, self._position = (torch.zeros(1, dtype=torch.int64) for _ in range(2))
             self._scalars_RxS = torch.zeros(interval, len(SCALARS))
-            cap, n_heads = self.model.score.cap, key.shape.n_heads
+            cap = self.model.score.cap
             self._columns_2xRxNxP = torch.zeros(2, interval, n_layers, n_columns(cap))
             self._lr = torch.zeros(())
             self._live = torch.ones((), dtype=torch.bool)
             self._sums = torch.zeros(3)
             self._objective = torch.tensor([1.0, 0.0, 0.0])
             """Of the three, the one to minimize."""
-            self._moments = Moments(
-                sites=(torch.zeros(n_layers, len(SITES)), torch.zeros(n_layers, len(SITES))),
-                logits=(torch.zeros(n_layers, n_heads), torch.zeros(n_layers, n_heads, 1 if cap is None else 2)),
-            )
+            self._moments = Moments.zeros(n_layers, key.shape.n_heads, cap, self.device)
             self._orders_RMx2xM: Tensor | None = None
             if gpu_embedding.serves(self.model.embedding):
                 self._orders_RMx2xM = torch.zeros(interval * self._micros, 2, micro * seq, dtype=torch.int32)
