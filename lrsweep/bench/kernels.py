@@ -19,6 +19,7 @@ GROUPS = {
     "optimizer": r"^_adamw|multi_tensor_apply",
     "logits": r"^_logits",
     "token norms": r"^_token_moments",
+    "bookkeeping": r"^_(step|parts)_",
     "compiled": r"^triton_",
 }
 """What finds a kernel by its name, the first that does; ``compiled`` is what torch's compiler has made."""

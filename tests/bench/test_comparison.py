@@ -102,10 +102,12 @@ def test_ratio_and_peers_tables() -> None:
 
 
 def test_kernel_table_holds_parts_of_the_whole() -> None:
-    """11 groups of 5 ms and 45 ms of others; one that a row lacks is left empty, one that all lack is left out."""
+    """Of each group 5 ms, of others 45 ms; one that a row lacks is left empty, one that all lack is left out."""
     head, *rows = shown(kernel_table([OURS, replace(OURS, kernel_ms={"products": 3.0, "loss": 1.0})]))
     assert head == ["scheme", "size", *GROUPS, OTHER]
-    assert rows == [["preln", "780m", *["5.0%"] * 11, "45.0%"], ["preln", "780m", "75.0%", "25.0%"]]
+    whole = 5 * len(GROUPS) + 45
+    parts = [f"{ms / whole:.1%}" for ms in (*[5] * len(GROUPS), 45)]
+    assert rows == [["preln", "780m", *parts], ["preln", "780m", "75.0%", "25.0%"]]
     assert shown(kernel_table([replace(OURS, kernel_ms={"products": 3.0})]))[0] == ["scheme", "size", "products"]
 
 
