@@ -84,8 +84,8 @@ MODIFIERS = {
             name="muon",
             source="Jordan et al.; Liu et al., arXiv 2502.16982",
             formula="matrices of the blocks: momentum, orthogonalized, times 0.2·√max(n_in, n_out); the rest: AdamW",
-            ours="torch.optim.Muon with match_rms_adamw, so that one LR grid serves both optimizers; the fused QKV and "
-            "gate-up matrices are orthogonalized whole",
+            ours="updates have the RMS of AdamW's, so that one LR grid serves both optimizers; orthogonalized in bf16 "
+            "on a GPU, in fp32 elsewhere; the fused QKV and gate-up matrices are orthogonalized whole",
             change=_training("optimizer", "muon"),
         ),
         Modifier(

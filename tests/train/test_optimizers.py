@@ -16,7 +16,7 @@ from lrsweep.config import ModelShape, TrainConfig
 from lrsweep.model import GPT, ProbeLevel, init_weights
 from lrsweep.schemes import find
 from lrsweep.train.guard import Guard
-from lrsweep.train.optimizers import OPTIMIZERS, Optimizer, groups_of
+from lrsweep.train.optimizers import OPTIMIZERS, Optimizer, groups_of, orthogonalized
 from lrsweep.train.step import Engine, EngineKey
 
 SHAPE = ModelShape(n_layers=2, d_model=16, n_heads=2, seq_len=8, vocab_size=32)
@@ -73,8 +73,12 @@ def same(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
 
 
 @pytest.mark.parametrize(("scheme", "factor"), [("qknorm", 1.0), ("qknorm+mup", 0.5)])
-def test_muon_is_torchs_muon_on_the_matrices_of_the_blocks_and_adamw_elsewhere(scheme: str, factor: float) -> None:
+def test_muon_is_torchs_muon_on_the_matrices_of_the_blocks_and_adamw_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, scheme: str, factor: float
+) -> None:
     """Six steps at six learning rates; under mup, at a quarter of its base width, hidden LR/½ and decay·½."""
+    # torch's multiplies in what this gives, and there are no six digits in bf16.
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
     bench = Bench("muon", scheme)
     theirs = [torch.nn.Parameter(w) for w in bench.weights()]
     inside = hidden(bench)
@@ -118,6 +122,29 @@ def test_muons_update_is_the_gradient_orthogonalized_with_the_rms_of_adamws() ->
             assert along.max() < 1.25
             assert along.median() > 0.7
             assert (update - u @ torch.diag(along) @ vh).norm() < 0.05 * update.norm()
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 5), (2, 4, 24), (2, 24, 4), (1, 1, 7)])
+def test_newton_schulz_is_its_polynomial_of_the_singular_values(shape: tuple[int, int, int]) -> None:
+    """U·f(f(f(f(f(Σ/‖Σ‖)))))·Vᵀ in float64, f(s) = as + bs³ + cs⁵, whatever the matrices' sizes."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * torch.logspace(-6, 6, shape[0])[:, None, None]
+    u, s, vh = torch.linalg.svd(x.double(), full_matrices=False)
+    s /= s.norm(dim=1, keepdim=True)
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    torch.testing.assert_close(orthogonalized(x).double(), u @ torch.diag_embed(s) @ vh, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_newton_schulz_keeps_matrices_apart(bad: float) -> None:
+    """Zeros stay zeros; NaN and inf become NaN in their own matrix alone."""
+    x = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(0))
+    x[0] = 0.0
+    x[1, 2, 3] = bad
+    zeros, spoilt, sound = orthogonalized(x)
+    assert not zeros.any()
+    assert spoilt.isnan().any()
+    assert torch.equal(sound, orthogonalized(x[2:])[0])
 
 
 def stable_adamw(
