@@ -156,7 +156,10 @@ def test_kill_9_of_a_worker_is_made_good(running: subprocess.Popen[str], undistu
     pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+@pytest.mark.parametrize(
+    "how",
+    [pytest.param(signal.SIGINT, id="ctrl-c"), pytest.param(signal.SIGTERM, id="sigterm", marks=pytest.mark.full)],
+)
 def test_interrupt_ends_in_seconds_and_leaves_no_process(
     running: subprocess.Popen[str], undisturbed: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
