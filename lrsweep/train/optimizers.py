@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -262,7 +262,8 @@ def orthogonalized(matrices_KxMxN: Tensor) -> Tensor:
     bf16 on a GPU and in fp32 elsewhere: without instructions for bf16 a CPU takes a hundred times as long.
     A matrix of zeros stays one; NaN and inf spread over their matrix.
     """
-    x = matrices_KxMxN.mT if matrices_KxMxN.shape[1] > matrices_KxMxN.shape[2] else matrices_KxMxN
+    tall = matrices_KxMxN.shape[1] > matrices_KxMxN.shape[2]
+    x = matrices_KxMxN.mT if tall else matrices_KxMxN
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     if x.is_cuda:
         x = x.bfloat16()
@@ -270,11 +271,10 @@ def orthogonalized(matrices_KxMxN: Tensor) -> Tensor:
     for _ in range(5):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if matrices_KxMxN.shape[1] > matrices_KxMxN.shape[2] else x
+    return x.mT if tall else x
 
 
-@dataclass(frozen=True, slots=True)
-class _Alike:
+class _Alike(NamedTuple):
     """Matrices of one group and shape, K of M × N."""
 
     group: Group
@@ -304,11 +304,10 @@ class Muon(_Plain):
     def step(self, guard: Guard) -> None:
         _, finite, divisor = guard
         self._rates.follow()
-        for group, params, momentum in ((a.group, a.params, a.momentum_KxMxN) for a in self._alike):
+        for group, params, momentum in self._alike:
             lr = self._rates.of(group) * finite
-            g = torch.stack([p.grad for p in params]).div_(divisor)  # type: ignore[misc]
+            g = torch.where(finite, torch.stack([p.grad for p in params]).div_(divisor), 0.0)  # type: ignore[misc]
             # Moved by no part of the way to 0, the momentum of a step that is not finite stays as it is, bit for bit.
-            g = torch.where(finite, g, 0.0)
             momentum.lerp_(g, 0.05 * finite)
             updates = orthogonalized(g.lerp_(momentum, 0.95))
             # The RMS of AdamW's update is about 0.2, that of an orthogonal matrix 1/√max(M, N).
@@ -322,8 +321,8 @@ class Muon(_Plain):
         self._adamw.settle()
 
     def states(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        for alike in self._alike:
-            for p, momentum in zip(alike.params, alike.momentum_KxMxN, strict=True):
+        for _, params, momenta in self._alike:
+            for p, momentum in zip(params, momenta, strict=True):
                 yield p, {"momentum": momentum}
         yield from self._adamw.states()
 

@@ -31,6 +31,8 @@ pytestmark = pytest.mark.xdist_group("ray")
 CONFIG = SweepConfig(arch=("preln",), lrs=(1e-3,), seeds=1, steps=25, batch_size=2, device="cpu")
 GRID = ("--arch", "preln", "--lrs", "1e-3", "1e-2", "1e6", "--seeds", "1", "--device", "cpu")
 TWO = (*GRID, *LONG, "--out", "out", "--gpus-per-trial", "2")
+RANKS = "(Peer|ResourceTrainable|Actor)"
+"""What Ray calls the ranks' workers; rank 0 is Actor between two steps."""
 
 
 @pytest.fixture(scope="module")
@@ -106,12 +108,11 @@ def test_an_interrupted_sweep_leaves_no_rank_and_is_resumed(
     running: subprocess.Popen[str], on_two: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
     assert workers_of(running, "Peer")
-    # Rank 0 too, which between two steps is called Actor: it may outlive its peer and yet write their trial down.
-    workers = workers_of(running, "(Peer|ResourceTrainable|Actor)")
-    assert len(workers) >= 2
+    ranks = workers_of(running, RANKS)  # Rank 0 may outlive its peer and yet write their trial down.
+    assert len(ranks) >= 2
     running.send_signal(how)
     running.communicate(timeout=120)
-    _, alive = psutil.wait_procs(workers, timeout=60)
+    _, alive = psutil.wait_procs(ranks, timeout=60)
     assert not alive
     finished = whole_trials(tmp_path / "out")
     assert 1 <= len(finished) < 3
@@ -125,7 +126,7 @@ def test_an_interrupted_sweep_leaves_no_rank_and_is_resumed(
 @pytest.mark.parametrize("kind", ["Peer", pytest.param("ResourceTrainable", marks=pytest.mark.full)])
 def test_a_killed_rank_is_made_good(running: subprocess.Popen[str], on_two: Path, tmp_path: Path, kind: str) -> None:
     wait_for(lambda: bool(workers_of(running, kind)))
-    ranks = [*workers_of(running, "Peer"), *workers_of(running, "ResourceTrainable")]
+    ranks = workers_of(running, RANKS)
     workers_of(running, kind)[0].kill()
     _, alive = psutil.wait_procs(ranks, timeout=60)
     assert not alive  # neither stays without the other
