@@ -139,6 +139,8 @@ class Engine:
         self._staging = [Staging(*there) for _ in range(2)]
         """One is filled while the device is at the other."""
         self._interval_s = math.inf
+        self.initial_losses: dict[tuple[int, str], float] = {}
+        """Held-out loss that a seed's weights begin with on a corpus, by its hash: all LRs' alike."""
         self._parameters: list[Tensor] = list(self.model.parameters())
         groups = groups_of(self.model, train, key.weight_decay)
         # Whoever moves weights after the optimizer has moved them makes its own account of the update void.

@@ -88,7 +88,9 @@ def run_trial(
         DetectorConfig(stall_level=corpus.unigram_entropy, grace_steps=max(train.warmup_steps, 30))
     )
     recorder = Recorder(engine.stat_names, tokens_per_step=train.batch_size * shape.seq_len)
-    loss_init = engine.evaluate(heldout_WxT)
+    begins_as = (spec.seed, corpus.data_hash)
+    if begins_as not in engine.initial_losses:
+        engine.initial_losses[begins_as] = engine.evaluate(heldout_WxT)
 
     def start(first: int) -> _Started:
         steps = range(first + 1, min(first + train.report_every, train.steps) + 1)
@@ -125,7 +127,7 @@ def run_trial(
         onset_step=verdict.onset,
         steps=steps[-1],
         tokens=steps[-1] * train.batch_size * shape.seq_len,
-        loss_init=loss_init,
+        loss_init=engine.initial_losses[begins_as],
         loss_final=engine.evaluate(heldout_WxT) if completed else math.nan,
         loss_best=lowest_smoothed(recorder.losses()),
         spikes=sum(event.kind == "spike" for event in detector.events),

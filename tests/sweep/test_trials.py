@@ -8,8 +8,10 @@ import weakref
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from numpy.typing import NDArray
 
 from lrsweep.config import SweepConfig
 from lrsweep.errors import UserError
@@ -45,6 +47,26 @@ def test_a_trial_does_not_depend_on_what_its_worker_ran_before(plan: Plan, tmp_p
         assert found is not None
         assert alone is not None
         assert replace(found, wall_s=0.0) == replace(alone, wall_s=0.0)
+
+
+def test_what_a_seed_begins_with_is_evaluated_once(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two schemes at two LRs: the initial loss of each scheme once, the final loss of each trial."""
+    calls: list[float] = []
+    evaluate = Engine.evaluate
+
+    def counted(self: Engine, windows_WxT: NDArray[np.integer]) -> float:
+        calls.append(evaluate(self, windows_WxT))
+        return calls[-1]
+
+    monkeypatch.setattr(Engine, "evaluate", counted)
+    runner = TrialRunner(plan.corpora, ResultStore(tmp_path / "a"))
+    for spec in plan.specs:
+        list(runner.run(spec))
+    rows = ResultStore(tmp_path / "a").rows()
+    (a, b, c, d) = (rows[spec.trial] for spec in plan.specs)
+    assert calls == [a.loss_init, a.loss_final, b.loss_final, c.loss_init, c.loss_final, d.loss_final]
+    assert a.loss_init == b.loss_init
+    assert c.loss_init == d.loss_init
 
 
 def test_a_compiled_engine_is_gone_before_the_next_is_built(
