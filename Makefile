@@ -11,6 +11,7 @@ SIZE  :=
 BODY  :=
 LRS   :=
 SEEDS :=
+SEARCH :=
 STEPS :=
 DATA  :=
 OUT   :=
@@ -19,7 +20,7 @@ ARGS  :=
 
 FLAGS = $(if $(ARCH),--arch $(ARCH)) $(if $(SIZE),--size $(SIZE)) $(if $(BODY),--body $(BODY)) \
         $(if $(LRS),--lrs $(LRS)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(STEPS),--steps $(STEPS)) \
-        $(if $(DATA),--data "$(DATA)") $(if $(OUT),--out "$(OUT)") $(ARGS)
+        $(if $(SEARCH),--search $(SEARCH)) $(if $(DATA),--data "$(DATA)") $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup sweep report test check format bench bench-probe bench-detector clean
@@ -32,7 +33,7 @@ help:  ## this text
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo 'Variables of sweep: ARCH SIZE BODY LRS SEEDS STEPS DATA OUT ARGS (further flags of `lrsweep sweep`).'
+	@echo 'Variables of sweep: ARCH SIZE BODY LRS SEEDS SEARCH STEPS DATA OUT ARGS (further flags of `lrsweep sweep`).'
 
 # The stamp is newer than what it was made from, so a pull that changes a dependency installs it.
 $(VENV)/.run: pyproject.toml constraints.txt

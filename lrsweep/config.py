@@ -276,6 +276,11 @@ class TrialSpec:
         object.__setattr__(self, "trial", f"{self.scheme.name}-{self.size}-lr{self.lr:g}-s{self.seed}-{digest}")
 
     @property
+    def model(self) -> tuple[str, str, str]:
+        """What is trained at all its LRs and from all its seeds: scheme, body, size."""
+        return self.scheme.name, self.body, self.size
+
+    @property
     def label(self) -> str:
         """Short human name."""
         return f"{self.scheme.name} lr {self.lr:g} seed {self.seed}"
@@ -319,6 +324,9 @@ class SweepConfig:
     """Peak learning rates of the grid."""
     seeds: _Count = None
     """Number of seeds, from 0 on."""
+    search: _Number = None
+    """Train only the LRs that tell where a scheme's frontier lies, and others between them, until the bounds of LR50's
+    95% interval are at most this factor apart; never more trials than the whole grid."""
     steps: _Count = None
     """Optimizer steps of a trial."""
     batch_size: _Count = None

@@ -28,6 +28,7 @@ from lrsweep.analysis.losses import (
     spikes_per_1k,
 )
 from lrsweep.analysis.outcomes import UNSTABLE, Epsilon, epsilon_of, judge
+from lrsweep.analysis.search import Point, Search, next_point
 from lrsweep.analysis.signals import Signal, Trace, trace
 from lrsweep.analysis.spike_scores import spike_scores, spikes_by_lr
 from lrsweep.analysis.tolerance import tolerance, voted_tolerance
@@ -43,6 +44,8 @@ __all__ = [
     "Epsilon",
     "GridAdvice",
     "LeadTimes",
+    "Point",
+    "Search",
     "Signal",
     "Trace",
     "Where",
@@ -61,6 +64,7 @@ __all__ = [
     "lead_times",
     "lr_sensitivity",
     "make_band",
+    "next_point",
     "seed_mean_curve",
     "spike_scores",
     "spikes_by_lr",

@@ -33,8 +33,42 @@ class LR50:
     """97.5% quantile; the smallest tested LR if all outcomes are unstable."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Posterior:
+    """What the outcomes say of μ, where some are stable and some unstable."""
+
+    mu_edges: NDArray[np.float64]
+    """Edges of the cells of μ, in ln lr, ascending."""
+    cdf: NDArray[np.float64]
+    """Probability that μ lies below each edge, 0 to 1."""
+
+    def quantile(self, p: float) -> float:
+        """The learning rate below which LR50 lies with probability ``p``."""
+        return math.exp(float(np.interp(p, self.cdf, self.mu_edges)))
+
+    def lr50(self) -> LR50:
+        """Median and 95% interval."""
+        return LR50(median=self.quantile(0.5), lo=self.quantile(0.025), hi=self.quantile(0.975))
+
+
 def fit_lr50(lr: NDArray[np.float64], unstable: NDArray[np.bool_]) -> LR50:
     """LR50 with its 95% interval from the outcomes of trials, one entry a trial, in any order.
+
+    By :func:`posterior`. No trials: all three NaN. All stable: ``lo`` is the largest tested LR and the rest NaN,
+    because the frontier lies above the grid; all unstable: ``hi`` is the smallest tested LR and the rest NaN.
+    """
+    if len(lr) == 0:
+        return LR50(median=np.nan, lo=np.nan, hi=np.nan)
+    known = posterior(lr, unstable)
+    if known is not None:
+        return known.lr50()
+    if unstable.all():
+        return LR50(median=np.nan, lo=np.nan, hi=float(lr.min()))
+    return LR50(median=np.nan, lo=float(lr.max()), hi=np.nan)
+
+
+def posterior(lr: NDArray[np.float64], unstable: NDArray[np.bool_]) -> Posterior | None:
+    """LR50's posterior; None where all outcomes are alike, which bound it on one side only.
 
     Prior: μ flat in ln lr over the tested range, widened on either side by the grid's outermost step (half a
     decade if only one LR was tested); σ log-uniform from a tenth of the grid's smallest step, which is a
@@ -42,17 +76,9 @@ def fit_lr50(lr: NDArray[np.float64], unstable: NDArray[np.bool_]) -> LR50:
     edge gives an interval of 2.5 steps from one seed, 1.4 from two and 1.0 from three: one seed cannot tell
     how sharp the edge is. Where the seeds of a scheme each have a sharp edge of their own, far apart, trials
     are not independent and the interval is too narrow.
-
-    No trials: all three NaN. All stable: ``lo`` is the largest tested LR and the rest NaN, because the
-    frontier lies above the grid; all unstable: ``hi`` is the smallest tested LR and the rest NaN.
     """
-    if len(lr) == 0:
-        return LR50(median=np.nan, lo=np.nan, hi=np.nan)
-    if not unstable.any():
-        return LR50(median=np.nan, lo=float(lr.max()), hi=np.nan)
-    if unstable.all():
-        return LR50(median=np.nan, lo=np.nan, hi=float(lr.min()))
-
+    if unstable.all() or not unstable.any():
+        return None
     tested, at = np.unique(np.log(lr), return_inverse=True)
     n_unstable = np.bincount(at, weights=unstable)
     n_stable = np.bincount(at) - n_unstable
@@ -60,8 +86,7 @@ def fit_lr50(lr: NDArray[np.float64], unstable: NDArray[np.bool_]) -> LR50:
     log_likelihood = table.log_p_stable @ n_stable + table.log_p_unstable @ n_unstable
     mass = np.exp(log_likelihood - log_likelihood.max()).sum(axis=1) * np.diff(table.mu_edges)
     cdf = np.concatenate(([0.0], np.cumsum(mass) / mass.sum()))
-    lo, median, hi = np.exp(np.interp([0.025, 0.5, 0.975], cdf, table.mu_edges))
-    return LR50(median=float(median), lo=float(lo), hi=float(hi))
+    return Posterior(mu_edges=table.mu_edges, cdf=cdf)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

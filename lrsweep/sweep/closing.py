@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 from rich.console import Console
 
 from lrsweep.analysis import GridAdvice, Where, worth_trying
+from lrsweep.analysis.outcomes import SCHEME_KEYS
 from lrsweep.errors import DONE, OUTSIDE_GRID, TRIAL_ERRORS, UserError
 from lrsweep.report import Report, write_report
 from lrsweep.report.tables import frontier_text, to_rich
@@ -22,33 +24,54 @@ def next_commands(plan: Plan, advice: tuple[GridAdvice, ...]) -> list[tuple[str,
     """(why, command) for each group of schemes that want the same further LRs; the most pressing first."""
     groups: dict[tuple[Where, str, str, tuple[float, ...]], list[GridAdvice]] = {}
     for a in worth_trying(advice):
+        if plan.config.search is not None and a.where == "inside":
+            continue  # Narrower is what the search has tried itself.
         groups.setdefault((a.where, a.body, a.size, a.lrs), []).append(a)
-    # A scheme from a user's file is found again only with its file.
-    typed = {find(name).name: name for name in plan.config.arch if name != ALL}
     commands = []
     for (where, body, size, lrs), alike in groups.items():
         schemes = [a.scheme for a in alike]
         config, out = plan.config, str(relative(plan.out))
+        if config.search is not None and where != "plateau":
+            lrs = tuple(sorted({*lrs, *(spec.lr for spec in plan.specs if spec.size == size)}))  # its range, widened
         if where == "plateau":
             # Trials of another length are of another sweep, which has a folder of its own.
             steps = 2 * next(spec.train.steps for spec in plan.specs if spec.size == size)
             config, out = replace(config, steps=steps), f"{out}-{steps}steps"
-        command = command_for(
-            config,
-            arch=tuple(typed.get(name, name) for name in schemes),
-            body=(body,),
-            size=(size,),
-            lrs=lrs,
-            out=out,
-        )
+        command = command_for(config, arch=_as_typed(plan, schemes), body=(body,), size=(size,), lrs=lrs, out=out)
         commands.append((f"{', '.join(schemes)}: {alike[0].why}", command))
     return commands
+
+
+def more_seeds(plan: Plan, frontier: pd.DataFrame) -> list[tuple[str, str]]:
+    """(why, command) for the schemes whose LR50 a search has found, but not as narrowly as it was asked to."""
+    factor, models = plan.config.search, {spec.model for spec in plan.specs}
+    if factor is None:
+        return []
+    wide: dict[tuple[str, str], list[str]] = {}
+    for scheme, body, size, lo, hi in frontier[[*SCHEME_KEYS, "lr50_lo", "lr50_hi"]].itertuples(index=False, name=None):
+        if (scheme, body, size) in models and hi > factor * lo:
+            wide.setdefault((body, size), []).append(scheme)
+    seeds = 2 * len({spec.seed for spec in plan.specs})
+    out = str(relative(plan.out))
+    return [
+        (
+            f"{', '.join(schemes)}: LR50 is not known within a factor of {factor:g} yet; more seeds",
+            command_for(plan.config, arch=_as_typed(plan, schemes), body=(body,), size=(size,), seeds=seeds, out=out),
+        )
+        for (body, size), schemes in wide.items()
+    ]
+
+
+def _as_typed(plan: Plan, schemes: Sequence[str]) -> tuple[str, ...]:
+    """Their names on the command line: a scheme from a user's file is found again only with its file."""
+    typed = {find(name).name: name for name in plan.config.arch if name != ALL}
+    return tuple(typed.get(name, name) for name in schemes)
 
 
 def print_outcome(plan: Plan, report: Report, console: Console) -> int:
     """Print the table, the paths and the next command; returns the exit code."""
     _print_report(report, plan.out, console)
-    commands = next_commands(plan, report.advice)
+    commands = [*next_commands(plan, report.advice), *more_seeds(plan, report.frontier)]
     if commands:
         console.print("\nnext", style="bold")
         for why, command in commands:

@@ -63,14 +63,22 @@ class Display:
         n_finished: trials of the plan that were finished before.
         epsilon: ε of each size in nats, to tell early what the table will call degraded.
         console: where to show it.
+        at_most: whether fewer may be enough.
     """
 
     def __init__(
-        self, specs: Sequence[TrialSpec], *, n_finished: int, epsilon: Mapping[str, float], console: Console
+        self,
+        specs: Sequence[TrialSpec],
+        *,
+        n_finished: int,
+        epsilon: Mapping[str, float],
+        console: Console,
+        at_most: bool = False,
     ) -> None:
         self._console = console
         self._n_finished = n_finished
         self._n_trials = len(specs) + n_finished
+        self._at_most = at_most
         self._total_steps = sum(spec.train.steps for spec in specs)
         self._running: dict[str, tuple[TrialSpec, list[float], Progress]] = {}
         self._ended: list[tuple[TrialSpec, list[float], Progress]] = []
@@ -133,18 +141,22 @@ class Display:
     def _n_ended(self) -> int:
         return self._n_finished + len(self._ended)
 
+    def _so_far(self, of: str) -> str:
+        return f"{self._n_ended()}{of}{'≤' if self._at_most else ''}{self._n_trials}"
+
+    def _left(self) -> str:
+        return f"{'at most ' if self._at_most else ''}{duration(self._eta())} left"
+
     def _print_plain(self, spec: TrialSpec, progress: Progress) -> None:
         now = time.perf_counter()
         if progress.row is not None:
-            text = (
-                f"[{self._n_ended()}/{self._n_trials}] {spec.label}: {_in_words(progress.row, self._outcome(progress))}"
-            )
+            text = f"[{self._so_far('/')}] {spec.label}: {_in_words(progress.row, self._outcome(progress))}"
         elif now - self._last_line > _PLAIN_INTERVAL_S:
-            text = f"[{self._n_ended()}/{self._n_trials}] {len(self._running)} trials running"
+            text = f"[{self._so_far('/')}] {len(self._running)} trials running"
         else:
             return
         self._last_line = now
-        left = f"; {duration(self._eta())} left" if self._n_ended() < self._n_trials else ""
+        left = f"; {self._left()}" if self._n_ended() < self._n_trials else ""
         self._console.print(text + left, highlight=False, markup=False, soft_wrap=True)
 
     def _render(self) -> RenderableType:
@@ -167,8 +179,8 @@ class Display:
                 sparkline(losses),
                 verdict,
             )
-        left = f", {duration(self._eta())} left" if self._ended or self._running else ", workers are starting"
-        footer = f"{self._n_ended()} of {self._n_trials} trials done{left}"
+        left = f", {self._left()}" if self._ended or self._running else ", workers are starting"
+        footer = f"{self._so_far(' of ')} trials done{left}"
         return Group(table, Text(footer, style="bold"))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 from lrsweep.config import TrialSpec
 from lrsweep.corpus import Corpus
@@ -64,9 +64,9 @@ def record_error(spec: TrialSpec, store: ResultStore, reason: str) -> Progress:
 
 
 def run_local(
-    specs: Sequence[TrialSpec], corpora: dict[str, Corpus], store: ResultStore, on_progress: OnProgress
+    specs: Iterable[TrialSpec], corpora: dict[str, Corpus], store: ResultStore, on_progress: OnProgress
 ) -> None:
-    """Run ``specs`` in order."""
+    """Run ``specs`` in order, each asked for when the one before has ended."""
     runner = TrialRunner(corpora, store)
     for spec in specs:
         for progress in runner.run(spec):

@@ -20,6 +20,8 @@ def train_one(config: SweepConfig, seed: int, console: Console) -> int:
     """Train the one trial that ``config`` and ``seed`` name, recorded if ``--out`` is given; returns the exit code."""
     if config.gpus_per_trial > 1:
         raise UserError(f"train runs in this process, --gpus-per-trial {config.gpus_per_trial} needs Ray; use sweep")
+    if config.search is not None:
+        raise UserError("train runs one trial, --search chooses many; use sweep")
     plan = make_plan(replace(config, seeds=seed + 1))
     specs = [spec for spec in plan.specs if spec.seed == seed]
     if len(specs) != 1:

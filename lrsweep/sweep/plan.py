@@ -143,6 +143,10 @@ def make_plan(config: SweepConfig) -> Plan:
         check_lrs(config.lrs)
     if config.seeds is not None and config.seeds < 1:
         raise UserError(f"--seeds must be at least 1, got {config.seeds}")
+    if config.search is not None and not config.search > 1:
+        raise UserError(
+            f"--search must be above 1, the largest hi/lo of LR50's interval, for example 1.5; got {config.search:g}"
+        )
     if config.jobs is not None and config.jobs < 1:
         raise UserError(f"--jobs must be at least 1, got {config.jobs}")
     if config.epsilon is not None and not config.epsilon > 0:
@@ -175,6 +179,9 @@ def make_plan(config: SweepConfig) -> Plan:
             data_hash=corpus.data_hash,
         )
         corpora[size.name] = corpus
+        lrs = check_lrs(config.lrs or size.lrs)
+        if config.search is not None and len(lrs) < 2:
+            raise UserError("--search needs LRs to search between; give --lrs a lowest and a highest at least")
         by_bytes = corpus.tokenizer == "bytes"
         epsilon[size.name] = config.epsilon or (0.25 if by_bytes else 0.5)
         specs.extend(
@@ -192,7 +199,7 @@ def make_plan(config: SweepConfig) -> Plan:
             for body in bodies
             for scheme in schemes
             for seed in range(config.seeds or size.seeds)
-            for lr in check_lrs(config.lrs or size.lrs)
+            for lr in lrs
         )
     return Plan(config=names, specs=tuple(specs), corpora=corpora, epsilon=epsilon, out=out, device=device)
 

@@ -1,4 +1,4 @@
-"""The two ends of a sweep on Ray Tune: the worker that trains, and the callback that hears of it.
+"""The ends of a sweep on Ray Tune: the worker that trains, the callback that hears of it, and what a search asks for.
 
 Imported only once the environment of :mod:`.ray_executor` is set.
 """
@@ -17,6 +17,7 @@ from lrsweep.corpus import Corpus
 from lrsweep.store import ResultStore
 from lrsweep.sweep.local import TrialRunner
 from lrsweep.sweep.ray_ranks import Lead
+from lrsweep.sweep.search import FrontierSearch
 from lrsweep.train import Progress
 
 
@@ -72,3 +73,34 @@ class Reporter(tune.Callback):
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
         assert self._on_lost is not None
         self._on_lost(trial.config["trial"])
+
+
+class Searcher(tune.search.Searcher):
+    """Asks a search for a trial whenever a worker is free, and not before: the next one depends on how all others end.
+
+    What has ended the search hears from the callback that gets the reports.
+
+    Args:
+        search: what is asked.
+        at_once: trials that find room at the same time.
+    """
+
+    def __init__(self, search: FrontierSearch, at_once: int) -> None:
+        super().__init__()
+        self._search, self._at_once = search, at_once
+
+    def suggest(self, trial_id: str) -> dict[str, str] | str | None:  # type: ignore[override]
+        if self._search.n_pending >= self._at_once:
+            return None
+        if (spec := self._search.next()) is not None:
+            return {"trial": spec.trial}
+        return None if self._search.n_pending else self.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        pass
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: a search goes on from the records of its trials."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing."""

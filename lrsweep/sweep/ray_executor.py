@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from lrsweep.corpus import Corpus
 from lrsweep.errors import UserError
 from lrsweep.store import ResultStore
 from lrsweep.sweep.local import OnProgress, record_error
+from lrsweep.sweep.search import FrontierSearch
 
 # Read when Ray is imported: no result loggers, no banner, no usage report, no handler that swallows Ctrl-C, no change
 # of the working directory, and no copy of the experiment's state every few seconds.
@@ -60,6 +61,11 @@ class Workers:
         each = {"CPU": 1.0} if self.device == "cpu" else {"CPU": 1.0, "GPU": 1.0}
         return tune.PlacementGroupFactory([each] * self.together, strategy="PACK")
 
+    def at_once(self, resources: Mapping[str, float]) -> int:
+        """Trials that find room at the same time in a cluster of ``resources``, by Ray's names; at least one."""
+        whole = resources.get("CPU", 0) if self.device == "cpu" else resources.get("GPU", 0) * self.jobs
+        return max(1, int(whole) // self.together)
+
     def local_cpus(self) -> int:
         """CPUs that a local Ray is told of."""
         if self.device == "cpu":
@@ -73,8 +79,9 @@ def run_ray(
     store: ResultStore,
     on_progress: OnProgress,
     workers: Workers,
+    search: FrontierSearch | None = None,
 ) -> None:
-    """Run ``specs`` on ``workers``, and call ``on_progress`` in this process.
+    """Run ``specs`` on ``workers``, and call ``on_progress`` in this process; with ``search`` only what it asks for.
 
     A local Ray is started and stopped again, also when an exception (Ctrl-C among them) passes through.
 
@@ -85,7 +92,7 @@ def run_ray(
     import ray
     from ray import tune
 
-    from lrsweep.sweep.ray_actor import Actor, Reporter
+    from lrsweep.sweep.ray_actor import Actor, Reporter, Searcher
 
     by_id = {spec.trial: spec for spec in specs}
     address, before = workers.address, store.rows()
@@ -124,10 +131,15 @@ def run_ray(
                 together=workers.together,
                 gpu_share=workers.gpu_share,
             )
+            at_once = workers.at_once(ray.cluster_resources())  # type: ignore[no-untyped-call]
             tune.Tuner(
                 tune.with_resources(trainable, workers.resources()),
-                param_space={"trial": tune.grid_search(list(by_id))},
-                tune_config=tune.TuneConfig(reuse_actors=True),
+                param_space={} if search else {"trial": tune.grid_search(list(by_id))},
+                tune_config=tune.TuneConfig(
+                    reuse_actors=True,
+                    search_alg=Searcher(search, at_once) if search else None,
+                    num_samples=-1 if search else 1,
+                ),
                 run_config=tune.RunConfig(
                     storage_path=storage,
                     verbose=0,

@@ -24,6 +24,8 @@ from lrsweep.store import SCHEMA_VERSION, ResultStore
 from lrsweep.sweep.display import Display, duration
 from lrsweep.sweep.machine import fit_memory, gpu_names, program, provenance
 from lrsweep.sweep.plan import Plan
+from lrsweep.sweep.search import FrontierSearch
+from lrsweep.train import Progress
 
 _STARTUP_S = {"cpu": 12.0, "cuda": 45.0}
 """Start of Ray and its workers, compilation, held-out losses and the report; seen on 2 cores and on one H200."""
@@ -184,9 +186,8 @@ def estimate_seconds(specs: Sequence[TrialSpec], jobs: int, gpus_per_trial: int 
     return seconds / n_workers + _STARTUP_S[specs[0].device]
 
 
-def announce(plan: Plan, todo: Sequence[TrialSpec], jobs: int, console: Console) -> None:
+def announce(plan: Plan, todo: Sequence[TrialSpec], n_done: int, jobs: int, console: Console) -> None:
     """Say what will run, where it goes, how long it should take and how to resume."""
-    n_done = len(plan.specs) - len(todo)
     config = plan.config
 
     def say(name: str, text: str) -> None:
@@ -198,7 +199,8 @@ def announce(plan: Plan, todo: Sequence[TrialSpec], jobs: int, console: Console)
         lrs, spec, corpus = sorted({s.lr for s in specs}), specs[0], plan.corpora[size]
         shape, train = spec.shape, next((s.train for s in todo if s.size == size), spec.train)
         at_once = "" if train.micro_batch is None else f" ({train.micro_batch} sequences at once)"
-        say("sweep", f"{schemes} on {' and '.join(config.body)}, size {size}: {len(specs)} trials")
+        n_trials = f"{'at most ' if config.search else ''}{len(specs)} trials"
+        say("sweep", f"{schemes} on {' and '.join(config.body)}, size {size}: {n_trials}")
         say("LRs", f"{' '.join(f'{lr:g}' for lr in lrs)}; {len(seeds)} seed{'s' if len(seeds) > 1 else ''}")
         say(
             "proxy",
@@ -207,13 +209,16 @@ def announce(plan: Plan, todo: Sequence[TrialSpec], jobs: int, console: Console)
             f"{train.warmup_steps} of warm-up, {train.precision}",
         )
         say("text", f"{corpus.source}; {len(corpus.train_tokens):,} tokens ({corpus.tokenizer})")
+    if config.search:
+        say("search", f"until each LR50 is known within a factor of {config.search:g}; the LRs above are its range")
     for scheme in {s.scheme.name: s.scheme for s in plan.specs if s.scheme.training}.values():
         spec = next(s for s in plan.specs if s.scheme == scheme)
         say("method", f"{scheme.name}: " + ", ".join(f"{n} {getattr(spec.train, n)}" for n, _ in scheme.training))
     say("machine", _who_trains(plan, jobs))
     say("results", str(relative(plan.out)))
     if n_done:
-        say("resume", f"{n_done} of {len(plan.specs)} trials are finished and not run again")
+        of_all = "" if config.search else f" of {len(plan.specs)}"
+        say("resume", f"{n_done}{of_all} trials are finished and not run again")
     else:
         say("resume", "interrupt at any time; the same command goes on where it stopped")
 
@@ -240,17 +245,17 @@ def run_sweep(plan: Plan, console: Console) -> Report | None:
     """
     store = ResultStore(plan.out)
     check_same_sweep(plan, store)
-    todo = remaining(plan, store)
-    jobs = 1 if plan.config.local else min(default_jobs(plan), max(1, len(todo)))
     together = plan.config.gpus_per_trial
-    todo = _fit(todo, jobs, together)
-    fitted = {spec.trial: spec for spec in todo}
-    plan = replace(plan, specs=tuple(fitted.get(spec.trial, spec) for spec in plan.specs))
-    announce(plan, todo, jobs, console)
+    search, todo = _to_run(plan, store)
+    jobs = 1 if plan.config.local else min(default_jobs(plan), max(1, len(todo)))
+    plan = _fit(plan, todo, jobs)
+    search, todo = _to_run(plan, store)
+    n_done = len(plan.specs) - len(todo) if search is None else search.n_ended
+    announce(plan, todo, n_done, jobs, console)
     if todo:
         with console.status("timing a few steps"):
             seconds = estimate_seconds(todo, jobs, together)
-        console.print(f"    time  about {duration(seconds)}", highlight=False)
+        console.print(f"    time  {'at most' if search else 'about'} {duration(seconds)}", highlight=False)
     if plan.config.dry_run:
         return None
     console.print()
@@ -258,23 +263,35 @@ def run_sweep(plan: Plan, console: Console) -> Report | None:
         started = _now()
         _write_manifest(plan, store, started=started, finished=None, jobs=jobs)
         if todo:
-            n_finished = len(plan.specs) - len(todo)
-            with Display(todo, n_finished=n_finished, epsilon=plan.epsilon, console=console) as display:
-                _execute(plan, todo, store, display, jobs)
+            shown = Display(todo, n_finished=n_done, epsilon=plan.epsilon, console=console, at_most=search is not None)
+            with shown as display:
+                _execute(plan, todo, store, display, jobs, search)
         _write_manifest(plan, store, started=started, finished=_now(), jobs=jobs)
         with console.status("drawing tables and figures"):
             return write_report(store, epsilon=_all_epsilons(store) | plan.epsilon)
 
 
-def _fit(specs: Sequence[TrialSpec], jobs: int, gpus_per_trial: int) -> list[TrialSpec]:
-    """The trials with micro-batches that fit into memory; those of one model alike."""
+def _to_run(plan: Plan, store: ResultStore) -> tuple[FrontierSearch | None, list[TrialSpec]]:
+    """The search, if one was asked for, with what the folder holds of it; and the trials that may still run."""
+    factor = plan.config.search
+    if factor is None:
+        return None, remaining(plan, store)
+    search = FrontierSearch(plan.specs, factor, plan.epsilon, store.rows())
+    return search, search.at_most()
 
-    def model_of(spec: TrialSpec) -> tuple[str, str, str]:
-        return spec.scheme.name, spec.body, spec.size
 
-    one_of_each = {model_of(spec): spec for spec in specs}
-    micro = {model: fit_memory(spec, jobs, gpus_per_trial).train.micro_batch for model, spec in one_of_each.items()}
-    return [replace(spec, train=replace(spec.train, micro_batch=micro[model_of(spec)])) for spec in specs]
+def _fit(plan: Plan, todo: Sequence[TrialSpec], jobs: int) -> Plan:
+    """The plan with micro-batches that fit into memory; the trials of one model alike."""
+    together = plan.config.gpus_per_trial
+    one_of_each = {spec.model: spec for spec in todo}
+    fitted = {model: fit_memory(spec, jobs, together).train.micro_batch for model, spec in one_of_each.items()}
+    return replace(
+        plan,
+        specs=tuple(
+            replace(s, train=replace(s.train, micro_batch=fitted[s.model])) if s.model in fitted else s
+            for s in plan.specs
+        ),
+    )
 
 
 def _all_epsilons(store: ResultStore) -> dict[str, float]:
@@ -284,16 +301,28 @@ def _all_epsilons(store: ResultStore) -> dict[str, float]:
     return {size: entry["epsilon"] for size, entry in manifest["sizes"].items()}
 
 
-def _execute(plan: Plan, todo: Sequence[TrialSpec], store: ResultStore, display: Display, jobs: int) -> None:
+def _execute(
+    plan: Plan,
+    todo: Sequence[TrialSpec],
+    store: ResultStore,
+    display: Display,
+    jobs: int,
+    search: FrontierSearch | None,
+) -> None:
     from lrsweep.sweep.local import run_local
     from lrsweep.sweep.ray_executor import Workers, run_ray
 
+    def on_progress(spec: TrialSpec, progress: Progress) -> None:
+        if search is not None and progress.row is not None:
+            search.record(spec, progress.row)
+        display(spec, progress)
+
     config = plan.config
     if config.local:
-        run_local(todo, plan.corpora, store, display)
+        run_local(search or todo, plan.corpora, store, on_progress)
     else:
         workers = Workers(device=plan.device, jobs=jobs, together=config.gpus_per_trial, address=config.ray_address)
-        run_ray(todo, plan.corpora, store, display, workers)
+        run_ray(search.candidates() if search else todo, plan.corpora, store, on_progress, workers, search)
 
 
 def _now() -> str:
