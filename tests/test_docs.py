@@ -36,7 +36,7 @@ def shortened(command: str, out: Path) -> list[str]:
         script.chmod(0o755)
         (venv / ".run").touch()
         given = {word.partition("=")[0]: word.partition("=")[2] for word in words[2:]}
-        settings = {"STEPS": "6", "SEEDS": "1", "OUT": f"{out}/r", "VENV": str(venv), **given}
+        settings = {"SEEDS": "1", "OUT": f"{out}/r", "VENV": str(venv), **given, "STEPS": "6"}
         settings["ARGS"] = " ".join([settings.get("ARGS", ""), *extra])
         return [*words[:2], *(f"{name}={value}" for name, value in settings.items())]
     assert words[0] == ".venv/bin/lrsweep"
