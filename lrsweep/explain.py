@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from lrsweep.report.lead_figures import draw_lead
 from lrsweep.report.lead_info import get_lead_info
 from lrsweep.report.sibling_tables import excess_text, signal_of
 from lrsweep.report.tables import reason_of
-from lrsweep.store import TRIAL_COLUMNS, ResultStore
+from lrsweep.store import ResultStore, as_table
 
 _NAMED = 4
 _ROWS = 20
@@ -109,9 +108,8 @@ def _judged(store: ResultStore) -> pd.DataFrame:
     manifest = store.read_manifest()
     if manifest is None:
         raise UserError(f"{store.root} is not a result folder (no manifest.json); name one that `lrsweep sweep` wrote")
-    rows = pd.DataFrame([asdict(row) for row in store.rows().values()], columns=list(TRIAL_COLUMNS))
     epsilon = {size: entry["epsilon"] for size, entry in manifest["sizes"].items()}
-    return judge(rows, epsilon).sort_values(["lr", "seed"])
+    return judge(as_table(store.rows().values()), epsilon).sort_values(["lr", "seed"])
 
 
 def _label(row: Mapping[Any, Any]) -> str:

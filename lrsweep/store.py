@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,19 @@ _TRIAL_SCHEMA = pa.schema(
     ],
     metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode()},
 )
+
+
+def as_table(rows: Iterable[TrialRow]) -> pd.DataFrame:
+    """Rows with :data:`TRIAL_COLUMNS`, typed even if there are none; ``onset_step`` is a nullable integer."""
+    return _typed(_arrow(rows).to_pandas())
+
+
+def _arrow(rows: Iterable[TrialRow]) -> pa.Table:
+    return pa.Table.from_pylist([asdict(row) for row in rows], schema=_TRIAL_SCHEMA)
+
+
+def _typed(trials: pd.DataFrame) -> pd.DataFrame:
+    return trials.astype({"onset_step": "Int64"})
 
 
 def _replace_with(path: Path, write: Any) -> None:
@@ -204,7 +217,7 @@ class ResultStore:
         """Make ``trials.parquet`` anew from the finished trials, here or in ``folder``, and return it as a table."""
         there = ResultStore(folder or self.root)
         rows = sorted(self.rows().values(), key=lambda r: (r.body, r.size, r.scheme, r.lr, r.seed))
-        table = pa.Table.from_pylist([asdict(r) for r in rows], schema=_TRIAL_SCHEMA)
+        table = _arrow(rows)
         _replace_with(there.root / "trials.parquet", lambda p: pq.write_table(table, p, compression="zstd"))
         return there.trials()
 
@@ -214,9 +227,8 @@ class ResultStore:
         Raises:
             UserError: the folder has no ``trials.parquet`` or it is cut short.
         """
-        return _read(self.root / "trials.parquet", "run `lrsweep sweep` first, or name the folder of a sweep").astype(
-            {"onset_step": "Int64"}
-        )
+        absent = "run `lrsweep sweep` first, or name the folder of a sweep"
+        return _typed(_read(self.root / "trials.parquet", absent))
 
     def steps(self, trial: str) -> pd.DataFrame:
         """Per-step record of one trial: ``step, tokens, lr, loss, grad_norm, update_norm, log_z, logit_max, …``."""

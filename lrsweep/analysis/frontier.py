@@ -8,7 +8,7 @@ import pandas as pd
 from lrsweep.analysis.bracket import walk
 from lrsweep.analysis.dose_response import fit_lr50
 from lrsweep.analysis.losses import best_point, lr_sensitivity, spikes_per_1k
-from lrsweep.analysis.outcomes import SCHEME_KEYS, Epsilon, classify, compare_siblings, epsilon_of
+from lrsweep.analysis.outcomes import SCHEME_KEYS, Epsilon, classify, compare_siblings, epsilon_of, telling
 from lrsweep.analysis.spike_scores import rate_per_1k
 
 FRONTIER_COLUMNS = (
@@ -57,8 +57,7 @@ def frontier(trials: pd.DataFrame, epsilon: Epsilon, spikes: pd.DataFrame | None
         own_epsilon = epsilon_of(epsilon, str(key[2]))
         group = classify(compared, own_epsilon)
         bracket, lenient = walk(group), walk(classify(compared, 2 * own_epsilon))
-        telling = group[~group["outcome"].isin(("undertrained", "error"))]
-        lr50 = fit_lr50(telling["lr"].to_numpy(dtype=float), telling["unstable"].to_numpy(dtype=np.bool_))
+        lr50 = fit_lr50(*telling(group))
         best = best_point(group)
         rows.append(
             (

@@ -90,15 +90,15 @@ def _advise(
     if not lrs:
         return "inside", ()
     if math.isnan(min_unstable):
-        return "above", tuple(map(_round, _continue(lrs)))
+        return "above", tuple(map(round_lr, _continue(lrs)))
     n_between = sum(max_stable < lr <= lenient for lr in lrs)
     if lenient > _PLATEAU_RATIO * max_stable and n_between >= _PLATEAU_LRS:
         return "plateau", tuple(lr for lr in lrs if best <= lr <= lenient)
     if math.isnan(max_stable) or best == lrs[0]:
         downward = _continue([1 / lr for lr in reversed(lrs)])
-        return "below" if math.isnan(max_stable) else "edge", tuple(_round(1 / x) for x in reversed(downward))
+        return "below" if math.isnan(max_stable) else "edge", tuple(round_lr(1 / x) for x in reversed(downward))
     inside = np.geomspace(max_stable, min_unstable, _REFINE_BY + 2)[1:-1]
-    return "inside", tuple(lr for lr in map(_round, inside) if max_stable < lr < min_unstable)
+    return "inside", tuple(lr for lr in map(round_lr, inside) if max_stable < lr < min_unstable)
 
 
 def _continue(ascending: list[float]) -> list[float]:
@@ -110,5 +110,6 @@ def _continue(ascending: list[float]) -> list[float]:
     return values[1:]
 
 
-def _round(lr: float) -> float:
+def round_lr(lr: float) -> float:
+    """Of three digits, as an LR is proposed."""
     return float(f"{lr:.3g}")

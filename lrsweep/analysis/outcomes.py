@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 Epsilon = float | Mapping[str, float]
 """ε in nats: one number, or one for each size by name."""
@@ -71,6 +72,15 @@ def classify(compared: pd.DataFrame, epsilon: float | pd.Series[float]) -> pd.Da
         default=verdict,
     )
     return compared.assign(outcome=outcome, unstable=np.isin(outcome.astype(str), UNSTABLE))
+
+
+def telling(judged: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """LR of each judged trial that tells of the frontier, and whether it was unstable.
+
+    Errors and trials whose LR was too low to learn do not.
+    """
+    some = judged[~judged["outcome"].isin(("undertrained", "error"))]
+    return some["lr"].to_numpy(dtype=float), some["unstable"].to_numpy(dtype=np.bool_)
 
 
 def judge(trials: pd.DataFrame, epsilon: Epsilon) -> pd.DataFrame:

@@ -9,6 +9,7 @@ Horstein 1963; Waeber, Frazier & Henderson 2013).
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,8 +19,9 @@ import pandas as pd
 
 from lrsweep.analysis.bracket import walk
 from lrsweep.analysis.dose_response import LR50, posterior
+from lrsweep.analysis.grid import round_lr
 from lrsweep.analysis.losses import final_losses
-from lrsweep.analysis.outcomes import Epsilon, judge
+from lrsweep.analysis.outcomes import Epsilon, judge, telling
 
 _STRIDE = 3
 """Of the grid's LRs the first seed tries every third, from the lowest up to the first unstable one."""
@@ -51,8 +53,12 @@ class Search:
         fine = set(self.grid)
         for a, b in pairwise(self.grid):
             n = math.ceil(_LATTICE_STEPS * math.log(b / a) / math.log(self.factor))
-            fine |= {x for lr in np.geomspace(a, b, n + 1)[1:-1] if a < (x := float(f"{lr:.3g}")) < b}
+            fine |= {lr for lr in map(round_lr, np.geomspace(a, b, n + 1)[1:-1]) if a < lr < b}
         return tuple(sorted(fine))
+
+    def points(self) -> list[Point]:
+        """Every trial that may be asked for: the lattice's LRs, each from all seeds."""
+        return [(lr, seed) for lr in self.lattice() for seed in range(self.seeds)]
 
     def reached(self, lr50: LR50) -> bool:
         """Whether the interval is as narrow as was asked for; False where it has an open end."""
@@ -80,7 +86,7 @@ def next_point(search: Search, trials: pd.DataFrame, epsilon: Epsilon, pending: 
     run = set(zip(trials["lr"].tolist(), trials["seed"].tolist(), strict=True)) | set(pending)
     if len(run) >= search.budget:
         return None
-    judged = trials.assign(outcome="", unstable=False) if trials.empty else judge(trials, epsilon)
+    judged = judge(trials, epsilon)
     on_grid = judged[judged["lr"].isin(search.grid)]
     first = on_grid[on_grid["seed"] == 0]
     if wanted := _locate(search.grid, first, search.grid[::_STRIDE]) or _around_best(search.grid, first):
@@ -130,14 +136,12 @@ def _around_best(grid: Sequence[float], own: pd.DataFrame) -> list[float]:
 
 
 def _refine(search: Search, judged: pd.DataFrame, run: Collection[Point], n_pending: int) -> Point | None:
-    telling = judged[~judged["outcome"].isin(("undertrained", "error"))]
-    known = posterior(telling["lr"].to_numpy(dtype=float), telling["unstable"].to_numpy(dtype=np.bool_))
+    known = posterior(*telling(judged))
     if known is None or search.reached(lr50 := known.lr50()):
         return None
     aim = math.log(known.quantile(_van_der_corput(n_pending + 1)))
-    inside = [lr for lr in search.lattice() if lr50.lo < lr < lr50.hi]
-    n_there = [sum(lr50.lo < lr < lr50.hi for lr, s in run if s == seed) for seed in range(search.seeds)]
-    points = [(lr, seed) for lr in inside for seed in range(search.seeds) if (lr, seed) not in run]
+    n_there = Counter(seed for lr, seed in run if lr50.lo < lr < lr50.hi)
+    points = [point for point in search.points() if lr50.lo < point[0] < lr50.hi and point not in run]
     return min(points, key=lambda p: (abs(math.log(p[0]) - aim), n_there[p[1]], p[1]), default=None)
 
 

@@ -31,12 +31,12 @@ def next_commands(plan: Plan, advice: tuple[GridAdvice, ...]) -> list[tuple[str,
     for (where, body, size, lrs), alike in groups.items():
         schemes = [a.scheme for a in alike]
         config, out = plan.config, str(relative(plan.out))
-        if config.search is not None and where != "plateau":
-            lrs = tuple(sorted({*lrs, *(spec.lr for spec in plan.specs if spec.size == size)}))  # its range, widened
         if where == "plateau":
             # Trials of another length are of another sweep, which has a folder of its own.
             steps = 2 * next(spec.train.steps for spec in plan.specs if spec.size == size)
             config, out = replace(config, steps=steps), f"{out}-{steps}steps"
+        elif config.search is not None:
+            lrs = tuple(sorted({*lrs, *(spec.lr for spec in plan.specs if spec.size == size)}))  # its range, widened
         command = command_for(config, arch=_as_typed(plan, schemes), body=(body,), size=(size,), lrs=lrs, out=out)
         commands.append((f"{', '.join(schemes)}: {alike[0].why}", command))
     return commands

@@ -9,7 +9,7 @@ import os
 import shlex
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ from rich.console import Console
 from lrsweep.config import SweepConfig, TrialSpec
 from lrsweep.errors import UserError
 from lrsweep.report import Report, write_report
-from lrsweep.store import SCHEMA_VERSION, ResultStore
+from lrsweep.store import SCHEMA_VERSION, ResultStore, TrialRow
 from lrsweep.sweep.display import Display, duration
 from lrsweep.sweep.machine import fit_memory, gpu_names, program, provenance
 from lrsweep.sweep.plan import Plan
@@ -40,9 +40,9 @@ def default_jobs(plan: Plan) -> int:
     return plan.config.jobs or (max(1, n_cores // plan.config.gpus_per_trial) if plan.device == "cpu" else 1)
 
 
-def remaining(plan: Plan, store: ResultStore) -> list[TrialSpec]:
-    """Trials that have no whole record yet; those that ended in an error count as not run."""
-    done = {trial for trial, row in store.rows().items() if row.verdict != "error"}
+def remaining(plan: Plan, rows: Mapping[str, TrialRow]) -> list[TrialSpec]:
+    """Trials that have no whole record among ``rows``; those that ended in an error count as not run."""
+    done = {trial for trial, row in rows.items() if row.verdict != "error"}
     return [spec for spec in plan.specs if spec.trial not in done]
 
 
@@ -162,7 +162,7 @@ def estimate_seconds(specs: Sequence[TrialSpec], jobs: int, gpus_per_trial: int 
     seconds = 0.0
     timed: dict[tuple[str, ...], float] = {}
     for spec in specs:
-        which = (spec.size, spec.scheme.name, spec.body) if on_cpu else (spec.size,)
+        which = spec.model if on_cpu else (spec.size,)
         if which not in timed:
             batch = share = spec.train.batch_size // gpus_per_trial
             micro = spec.train.micro_batch
@@ -245,11 +245,11 @@ def run_sweep(plan: Plan, console: Console) -> Report | None:
     """
     store = ResultStore(plan.out)
     check_same_sweep(plan, store)
-    together = plan.config.gpus_per_trial
-    search, todo = _to_run(plan, store)
+    together, rows = plan.config.gpus_per_trial, store.rows()
+    _, todo = _to_run(plan, rows)
     jobs = 1 if plan.config.local else min(default_jobs(plan), max(1, len(todo)))
     plan = _fit(plan, todo, jobs)
-    search, todo = _to_run(plan, store)
+    search, todo = _to_run(plan, rows)  # The same, with micro-batches.
     n_done = len(plan.specs) - len(todo) if search is None else search.n_ended
     announce(plan, todo, n_done, jobs, console)
     if todo:
@@ -271,12 +271,12 @@ def run_sweep(plan: Plan, console: Console) -> Report | None:
             return write_report(store, epsilon=_all_epsilons(store) | plan.epsilon)
 
 
-def _to_run(plan: Plan, store: ResultStore) -> tuple[FrontierSearch | None, list[TrialSpec]]:
-    """The search, if one was asked for, with what the folder holds of it; and the trials that may still run."""
+def _to_run(plan: Plan, rows: Mapping[str, TrialRow]) -> tuple[FrontierSearch | None, list[TrialSpec]]:
+    """The search, if one was asked for, with what ``rows`` hold of it; and the trials that may still run."""
     factor = plan.config.search
     if factor is None:
-        return None, remaining(plan, store)
-    search = FrontierSearch(plan.specs, factor, plan.epsilon, store.rows())
+        return None, remaining(plan, rows)
+    search = FrontierSearch(plan.specs, factor, plan.epsilon, rows)
     return search, search.at_most()
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-
-import pandas as pd
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from lrsweep.analysis import Point, Search, next_point
 from lrsweep.config import TrialSpec
-from lrsweep.store import TrialRow
+from lrsweep.store import TrialRow, as_table
 
 
 @dataclass(slots=True)
@@ -23,8 +21,7 @@ class _Frontier:
     pending: set[Point] = field(default_factory=set)
 
     def next(self) -> Point | None:
-        table = pd.DataFrame(map(asdict, self.ended.values()), columns=[f.name for f in fields(TrialRow)])
-        return next_point(self.search, table, self.epsilon, self.pending)
+        return next_point(self.search, as_table(self.ended.values()), self.epsilon, self.pending)
 
     def spec(self, point: Point) -> TrialSpec:
         lr, seed = point
@@ -45,28 +42,22 @@ class FrontierSearch:
     """
 
     def __init__(
-        self, grid: Sequence[TrialSpec], factor: float, epsilon: dict[str, float], rows: dict[str, TrialRow]
+        self, grid: Sequence[TrialSpec], factor: float, epsilon: dict[str, float], rows: Mapping[str, TrialRow]
     ) -> None:
         self._frontiers: dict[tuple[str, str, str], _Frontier] = {}
         for model in dict.fromkeys(spec.model for spec in grid):
             own = [spec for spec in grid if spec.model == model]
-            lrs, seeds = sorted({s.lr for s in own}), {s.seed for s in own}
-            search = Search(grid=tuple(lrs), seeds=len(seeds), factor=factor)
+            lrs, seeds = sorted({s.lr for s in own}), len({s.seed for s in own})
+            search = Search(grid=tuple(lrs), seeds=seeds, factor=factor)
             self._frontiers[model] = frontier = _Frontier(search, own[0], epsilon[own[0].size])
-            for lr in search.lattice():
-                for seed in sorted(seeds):
-                    row = rows.get(frontier.spec((lr, seed)).trial)
-                    if row is not None and row.verdict != "error":
-                        frontier.ended[lr, seed] = row
+            for point in search.points():
+                row = rows.get(frontier.spec(point).trial)
+                if row is not None and row.verdict != "error":
+                    frontier.ended[point] = row
 
     def candidates(self) -> list[TrialSpec]:
         """Every trial that may be asked for."""
-        return [
-            frontier.spec((lr, seed))
-            for frontier in self._frontiers.values()
-            for lr in frontier.search.lattice()
-            for seed in range(frontier.search.seeds)
-        ]
+        return [frontier.spec(point) for frontier in self._frontiers.values() for point in frontier.search.points()]
 
     @property
     def n_ended(self) -> int:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrsweep.analysis import Point, Search, fit_lr50, frontier, judge, next_point, walk
-from lrsweep.analysis.outcomes import SCHEME_KEYS
+from lrsweep.analysis.outcomes import SCHEME_KEYS, telling
 from tests.analysis.tables import make_trials
 
 GRID = tuple(1e-3 * 2**i for i in range(11))
@@ -216,8 +216,6 @@ def test_its_interval_covers_the_truth_as_often_as_it_says(noise: float, seeds: 
             failed = math.log(lr) + noise * OCTAVE * rng.standard_normal() > mu
             return ("diverged", math.nan) if failed else ("stable", 3 + (math.log(lr) - mu) ** 2 / 50)
 
-        trials = judge(table(run(search, world)), 0.5)
-        trials = trials[trials["outcome"] != "undertrained"]
-        fit = fit_lr50(trials["lr"].to_numpy(dtype=float), trials["unstable"].to_numpy(dtype=bool))
+        fit = fit_lr50(*telling(judge(table(run(search, world)), 0.5)))
         covered.append(math.log(fit.lo) <= mu <= math.log(fit.hi))
     assert np.mean(covered) >= 0.9  # 95% less twice the error of 100 worlds

@@ -12,19 +12,19 @@ import pytest
 
 from lrsweep.config import SweepConfig
 from lrsweep.errors import UserError
-from lrsweep.store import TRIAL_COLUMNS, ResultStore
+from lrsweep.store import ResultStore
 from lrsweep.sweep.plan import make_plan
 from lrsweep.sweep.ray_executor import Workers
 from lrsweep.sweep.run import command_for
 from lrsweep.sweep.search import FrontierSearch
 from lrsweep.train import error_row
 from tests.commands import lrsweep, whole_trials
+from tests.sweep.test_run import UNTIMED
 
 ray = pytest.mark.xdist_group("ray")
 """One after the other: they share a sweep, and one starts a Ray."""
 GRID = ("1e-4", "1e-3", "1e-2", "0.1", "1", "10", "100")
 ARGUMENTS = ("--arch", "preln", "--lrs", *GRID, "--seeds", "2", "--search", "40", "--steps", "40", "--batch-size", "2")
-UNTIMED = [c for c in TRIAL_COLUMNS if c != "wall_s"]
 CONFIG = SweepConfig(arch=("preln", "qknorm"), lrs=(1e-3, 1e-2, 0.1, 1.0), search=2.0, device="cpu")
 
 
